@@ -1,0 +1,14 @@
+"""DropBlock for PyTorch that drops exactly what is asked."""
+
+from .functional import drop_block1d as drop_block1d
+from .functional import drop_block2d as drop_block2d
+from .functional import drop_block3d as drop_block3d
+from .geometry import expected_keep_rate as expected_keep_rate
+from .geometry import keep_rate_map as keep_rate_map
+from .geometry import seed_probability as seed_probability
+from .modules import DropBlock as DropBlock
+from .modules import DropBlock1d as DropBlock1d
+from .modules import DropBlock2d as DropBlock2d
+from .modules import DropBlock3d as DropBlock3d
+
+__version__ = "0.1.0"

@@ -1,0 +1,76 @@
+"""The layer as one differentiable operation, linear in its input: all of its derivatives are itself.
+
+What is saved for the backward pass is the RNG seed; the same seeds are drawn from it again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import sparse
+from .sparse import Blocks
+
+
+@dataclass
+class Scale:
+    """The normalisation of one mask, counted when the mask is first used."""
+
+    value: float | Tensor | None = None
+
+
+class ApplyBlocks(torch.autograd.Function):
+    """`ApplyBlocks.apply(input, rng_seed, blocks, scale, inplace)`."""
+
+    @staticmethod
+    def forward(input: Tensor, rng_seed: Tensor, blocks: Blocks, scale: Scale, inplace: bool) -> Tensor:
+        seeds = sparse.draw_seeds(rng_seed, blocks)
+        output, scale.value = sparse.apply_blocks(input, seeds, blocks, scale.value, inplace=inplace)
+        return output
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, rng_seed, ctx.blocks, ctx.scale, ctx.inplace = inputs
+        ctx.save_for_backward(rng_seed)
+        ctx.save_for_forward(rng_seed)
+        if ctx.inplace:
+            ctx.mark_dirty(input)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (rng_seed,) = ctx.saved_tensors
+        return ApplyBlocks.apply(grad, rng_seed, ctx.blocks, ctx.scale, False), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        (rng_seed,) = ctx.saved_tensors
+        result: Tensor = ApplyBlocks.apply(tangent, rng_seed, ctx.blocks, ctx.scale, ctx.inplace)
+        return result
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        input: Tensor,
+        rng_seed: Tensor,
+        blocks: Blocks,
+        scale: Scale,
+        inplace: bool,
+    ) -> tuple[Tensor, int]:
+        """The mapped dimension becomes one more leading one.
+
+        A mapped RNG seed (`randomness="different"`) asks for planes of their own, one that is not
+        (`randomness="same"`) for one mask repeated. The count is over all of them together.
+        """
+        input_dim, seed_dim = in_dims[0], in_dims[1]
+        if input_dim is None:
+            input = input.expand(info.batch_size, *input.shape)
+        else:
+            input = input.movedim(input_dim, 0)
+        if seed_dim is not None:
+            rng_seed = rng_seed.select(seed_dim, 0)
+        blocks = blocks.batched(info.batch_size, shared=seed_dim is None)
+        return ApplyBlocks.apply(input, rng_seed, blocks, scale, inplace), 0

@@ -1,0 +1,124 @@
+"""Every argument check and its message.
+
+A check returns its argument in the one form the rest of the library uses, or raises `TypeError` (wrong kind of
+thing) or `ValueError` (wrong value) with the argument's name, the constraint and what was given.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from numbers import Real
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Rate = Literal["exact", "paper"]
+RATES = get_args(Rate)
+
+_SWAPPED = (
+    "; the block size comes first here and keep_prob is a keyword: DropBlock2d(7, keep_prob=0.9). "
+    "torchvision's DropBlock2d(p, block_size) has them the other way round, and its p is the share dropped"
+)
+
+
+def positive_ints(name: str, value: object, dims: int | None) -> tuple[int, ...]:
+    """A positive int or a sequence of them as a tuple; an int is repeated `dims` times, once if `dims` is None."""
+    entries = value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else (value,)
+    wanted = "a positive int" if dims == 1 else f"a positive int or a sequence of {dims or '1 to 3'} of them"
+    checked = []
+    for entry in entries:
+        try:
+            if isinstance(entry, bool):
+                raise TypeError  # noqa: TRY301 - True is an int to Python and a slip to everyone else
+            number = operator.index(entry)  # type: ignore[arg-type]
+        except TypeError:
+            hint = _SWAPPED if name == "block_size" and isinstance(entry, float) else ""
+            raise TypeError(f"{name} must be {wanted}, got {value!r}{hint}") from None
+        if number < 1:
+            raise ValueError(f"{name} must be {wanted}, got {value!r}")
+        checked.append(number)
+    if len(checked) == 1 and dims is not None and entries is not value:
+        checked *= dims
+    if len(checked) != dims if dims is not None else not 1 <= len(checked) <= 3:
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+    return tuple(checked)
+
+
+def probability(name: str, value: object) -> float:
+    """A number in [0, 1], or a floating-point tensor of no dimensions that holds one, as a float."""
+    if isinstance(value, Tensor):
+        if value.dim() != 0 or not value.is_floating_point():
+            raise TypeError(
+                f"{name} must be a number in [0, 1] or a floating-point tensor of no dimensions, "
+                f"got a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
+            )
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number in [0, 1], got {value!r} of type {type(value).__name__}")
+    number = float(value)
+    if not 0.0 <= number <= 1.0:  # false for NaN too
+        raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
+    return number
+
+
+def rate(value: object) -> Rate:
+    if not isinstance(value, str) or value not in RATES:
+        error = ValueError if isinstance(value, str) else TypeError
+        raise error(f"rate must be 'exact' or 'paper', got {value!r}")
+    return value  # type: ignore[return-value]
+
+
+def flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def generator(value: object, device: torch.device) -> torch.Generator | None:
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, got {value!r}")
+    if value is not None and value.device.type != device.type:
+        raise ValueError(f"generator must be on the input's device, {device}, got one on {value.device}")
+    return value
+
+
+def feature_map(value: object, dims: int) -> Tensor:
+    """A floating-point tensor of `dims` spatial dimensions after the channels, with or without a batch."""
+    spatial = ("L", "H, W", "D, H, W")[dims - 1]
+    wanted = f"input must be a floating-point tensor of shape (N, C, {spatial}) or (C, {spatial})"
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{wanted}, got {value!r} of type {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"{wanted}, got one of dtype {value.dtype}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{wanted}, got one of layout {value.layout}")
+    if value.dim() not in (dims + 1, dims + 2):
+        raise ValueError(f"{wanted}, got one of shape {tuple(value.shape)}")
+    return value
+
+
+def writable(value: Tensor) -> None:
+    """Refuse to work in place where that would be wrong, before anything is written."""
+    if value.is_leaf and value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "inplace=True is not possible on a leaf tensor that requires grad "
+            f"(input of shape {tuple(value.shape)}); use inplace=False"
+        )
+    if _overlaps(value):
+        raise ValueError(
+            "inplace=True is not possible on a tensor whose elements share memory "
+            f"(input of shape {tuple(value.shape)} and strides {value.stride()}); use inplace=False or input.clone()"
+        )
+
+
+def _overlaps(value: Tensor) -> bool:
+    """Whether two elements may share memory: sorted by stride, each axis must step over all of the smaller ones."""
+    reach = 1
+    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
+        if size > 1:
+            if stride < reach:
+                return True
+            reach = stride * (size - 1) + reach
+    return False

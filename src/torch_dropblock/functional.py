@@ -1,0 +1,148 @@
+"""`drop_block1d`, `drop_block2d` and `drop_block3d`: check, draw an RNG seed, apply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import checks, geometry
+from .autograd import ApplyBlocks, Scale
+from .checks import Rate
+from .rng import draw_rng_seed
+from .sparse import Blocks
+
+
+def drop_block1d(
+    input: Tensor,
+    block_size: int | Sequence[int],
+    *,
+    keep_prob: float | Tensor = 0.9,
+    rate: Rate = "exact",
+    share_channels: bool = False,
+    training: bool = True,
+    inplace: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Drop contiguous stretches of signals of shape (N, C, L) or (C, L); otherwise as `drop_block2d`.
+
+    >>> drop_block1d(torch.ones(4, 8, 100), 5, keep_prob=0.9).shape
+    torch.Size([4, 8, 100])
+    """
+    return _drop_block(1, input, block_size, keep_prob, rate, share_channels, training, inplace, generator)
+
+
+def drop_block2d(
+    input: Tensor,
+    block_size: int | Sequence[int],
+    *,
+    keep_prob: float | Tensor = 0.9,
+    rate: Rate = "exact",
+    share_channels: bool = False,
+    training: bool = True,
+    inplace: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Drop contiguous blocks of feature maps and scale the rest, so that their mean is kept.
+
+    Every sample and channel has blocks of its own, each whole inside the map. A dropped unit becomes 0 whatever it
+    held, inf and NaN included, and so does its gradient; a kept one is multiplied by the number of units over the
+    number kept, counted over the whole tensor.
+
+    Args:
+        input: feature maps of shape (N, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64, any strides.
+        block_size: height and width of a block, one int for both or two; clamped to the map.
+        keep_prob: probability that a unit is kept, in [0, 1]; a float, or a floating-point tensor of no dimensions.
+        rate: `"exact"` keeps `keep_prob` of the units on average; `"paper"` uses the paper's γ, which keeps more.
+        share_channels: one mask per sample for all of its channels.
+        training: if False, `input` is returned as it is.
+        inplace: write into `input`.
+        generator: source of randomness, on the device of `input`; PyTorch's default one if None. Activation
+            checkpointing restores the default generator alone, so it does not go together with this argument.
+
+    Returns:
+        A tensor of the shape, dtype and memory format of `input`.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of its range, `input` has the wrong number of dimensions, or `inplace` is
+            asked for on a leaf that requires grad or on a tensor whose elements share memory.
+
+    Source: Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018, algorithm 1.
+
+    >>> x = torch.ones(64, 128, 28, 28)
+    >>> y = drop_block2d(x, 7, keep_prob=0.9)
+    >>> round((y == 0).float().mean().item(), 2), round(y.mean().item(), 4)
+    (0.1, 1.0)
+    """
+    return _drop_block(2, input, block_size, keep_prob, rate, share_channels, training, inplace, generator)
+
+
+def drop_block3d(
+    input: Tensor,
+    block_size: int | Sequence[int],
+    *,
+    keep_prob: float | Tensor = 0.9,
+    rate: Rate = "exact",
+    share_channels: bool = False,
+    training: bool = True,
+    inplace: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Drop contiguous blocks of volumes of shape (N, C, D, H, W) or (C, D, H, W); otherwise as `drop_block2d`.
+
+    >>> drop_block3d(torch.ones(2, 4, 8, 16, 16), (3, 5, 5), keep_prob=0.9).shape
+    torch.Size([2, 4, 8, 16, 16])
+    """
+    return _drop_block(3, input, block_size, keep_prob, rate, share_channels, training, inplace, generator)
+
+
+DROP_BLOCK = {1: drop_block1d, 2: drop_block2d, 3: drop_block3d}
+
+
+def _drop_block(
+    dims: int,
+    input: Tensor,
+    block_size: int | Sequence[int],
+    keep_prob: float | Tensor,
+    rate: Rate,
+    share_channels: bool,
+    training: bool,
+    inplace: bool,
+    generator: torch.Generator | None,
+) -> Tensor:
+    input = checks.feature_map(input, dims)
+    block_size = checks.positive_ints("block_size", block_size, dims)
+    keep_prob = checks.probability("keep_prob", keep_prob)
+    checks.rate(rate)
+    checks.flag("share_channels", share_channels)
+    checks.flag("training", training)
+    checks.generator(generator, input.device)
+    if checks.flag("inplace", inplace) and training:
+        checks.writable(input)
+
+    if not training or keep_prob == 1.0 or input.numel() == 0:
+        return input
+    if input.is_meta:
+        return torch.empty_like(input)
+    return _drop(dims, input, block_size, keep_prob, rate, share_channels, inplace, generator)
+
+
+@torch.compiler.disable
+def _drop(
+    dims: int,
+    input: Tensor,
+    block_size: geometry.Size,
+    keep_prob: float,
+    rate: Rate,
+    share_channels: bool,
+    inplace: bool,
+    generator: torch.Generator | None,
+) -> Tensor:
+    lead, size = tuple(input.shape[:-dims]), tuple(input.shape[-dims:])
+    block = geometry.clamp(size, block_size)
+    gamma = geometry.gamma(size, block, keep_prob, rate)
+    blocks = Blocks(lead, size, block, gamma, shared=(len(lead) - 1,) if share_channels else ())
+    output: Tensor = ApplyBlocks.apply(input, draw_rng_seed(input.device, generator), blocks, Scale(), inplace)
+    return output

@@ -1,0 +1,170 @@
+"""Sizes, the valid seed region, the seed probability γ and the keep rates that follow from it.
+
+The mathematics is of one plane, that is, of one feature map of spatial size `s`. A block has the size `b`, clamped
+to `s`. Its seed, the first of its corners, lies in the valid seed region of size `v = s - b + 1`, so that every
+block lies whole inside the map. Each position of that region is a seed with probability γ, independently.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .checks import Rate
+
+Size = tuple[int, ...]
+
+
+def seed_probability(
+    size: int | Sequence[int], block_size: int | Sequence[int], keep_prob: float, rate: Rate = "exact"
+) -> float:
+    """γ, the probability that a position of the valid seed region starts a dropped block.
+
+    `"exact"` solves `mean over u of (1 - γ)^n(u) = keep_prob`, where `n(u)` is the number of blocks that cover the
+    unit u, so that units are kept with probability `keep_prob` on average over the map. `"paper"` is equation 1 of
+    the paper, which does not account for blocks that overlap and so drops fewer units than asked.
+
+    Args:
+        size: spatial size of the feature map, 1 to 3 ints; an int is a 1-d size.
+        block_size: size of a block, an int for all dimensions or one int each; clamped to `size`.
+        keep_prob: probability that a unit is kept, in [0, 1].
+        rate: `"exact"` or `"paper"`.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of its range.
+
+    Source: Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018, equation 1 (`"paper"`).
+
+    >>> round(seed_probability((28, 28), 7, 0.9), 6)
+    0.003537
+    >>> round(seed_probability((28, 28), 7, 0.9, "paper"), 6)
+    0.003306
+    """
+    size = checks.positive_ints("size", size, None)
+    block = clamp(size, checks.positive_ints("block_size", block_size, len(size)))
+    return gamma(size, block, checks.probability("keep_prob", keep_prob), checks.rate(rate))
+
+
+def expected_keep_rate(size: int | Sequence[int], block_size: int | Sequence[int], seed_prob: float) -> float:
+    """The probability that a unit is kept, averaged over the map, when γ is `seed_prob`.
+
+    Args:
+        size: spatial size of the feature map, 1 to 3 ints; an int is a 1-d size.
+        block_size: size of a block, an int for all dimensions or one int each; clamped to `size`.
+        seed_prob: γ, in [0, 1].
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of its range.
+
+    >>> gamma = seed_probability((28, 28), 7, 0.5, "paper")
+    >>> round(1 - expected_keep_rate((28, 28), 7, gamma), 2)  # half was asked for
+    0.37
+    """
+    size = checks.positive_ints("size", size, None)
+    block = clamp(size, checks.positive_ints("block_size", block_size, len(size)))
+    miss = 1.0 - checks.probability("seed_prob", seed_prob)
+    return math.fsum(share * miss**n for n, share in _coverage(size, block))
+
+
+def keep_rate_map(size: int | Sequence[int], block_size: int | Sequence[int], seed_prob: float) -> Tensor:
+    """The probability that each unit is kept, `(1 - γ)^n(u)`: a float64 tensor of shape `size` on the CPU.
+
+    Units near the border are covered by fewer blocks and so are kept more often.
+
+    Args:
+        size: spatial size of the feature map, 1 to 3 ints; an int is a 1-d size.
+        block_size: size of a block, an int for all dimensions or one int each; clamped to `size`.
+        seed_prob: γ, in [0, 1].
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of its range.
+
+    >>> keep_rate_map(5, 3, 0.1)
+    tensor([0.9000, 0.8100, 0.7290, 0.8100, 0.9000], dtype=torch.float64)
+    """
+    size = checks.positive_ints("size", size, None)
+    block = clamp(size, checks.positive_ints("block_size", block_size, len(size)))
+    miss = 1.0 - checks.probability("seed_prob", seed_prob)
+    covering = torch.ones((), dtype=torch.float64, device="cpu")
+    for s, b in zip(size, block, strict=True):
+        axis = torch.tensor(_covering(s, b), dtype=torch.float64, device="cpu")
+        covering = covering.unsqueeze(-1) * axis
+    return torch.full_like(covering, miss) ** covering
+
+
+def clamp(size: Size, block: Size) -> Size:
+    """The block, no larger than the map."""
+    return tuple(min(s, b) for s, b in zip(size, block, strict=True))
+
+
+def valid_region(size: Size, block: Size) -> Size:
+    """The size of the valid seed region of a clamped block."""
+    return tuple(s - b + 1 for s, b in zip(size, block, strict=True))
+
+
+@lru_cache(maxsize=4096)
+def gamma(size: Size, block: Size, keep_prob: float, rate: Rate) -> float:
+    """`seed_probability` for checked arguments and a clamped block: a layer asks at every step."""
+    solve = _exact_gamma if rate == "exact" else _paper_gamma
+    return solve(size, block, keep_prob)
+
+
+def _paper_gamma(size: Size, block: Size, keep_prob: float) -> float:
+    return (1.0 - keep_prob) * math.prod(size) / (math.prod(block) * math.prod(valid_region(size, block)))
+
+
+def _exact_gamma(size: Size, block: Size, keep_prob: float) -> float:
+    """Newton's method on `log(mean of exp(-λ n(u))) = log(keep_prob)`, λ = -log(1 - γ).
+
+    The left side is convex and falling in λ, so the iterates climb from 0 to the root without passing it; it is
+    close to linear, so they are few. Where almost all is kept, 1 - keep_prob is what has to be met precisely, so
+    the share dropped is summed; elsewhere the share kept.
+    """
+    if keep_prob < 1e-200:  # exp(-λ n) would leave the range of a float; γ is 1 to the last bit long before
+        return 1.0
+    coverage = _coverage(size, block)
+    goal = math.log(keep_prob)
+    lam = 0.0
+    while True:
+        if keep_prob > 0.5:
+            dropped = [-share * math.expm1(-lam * n) for n, share in coverage]
+            log_kept = math.log1p(-sum(dropped))
+            slope = sum(n * (share - d) for (n, share), d in zip(coverage, dropped, strict=True))
+        else:
+            kept = [share * math.exp(-lam * n) for n, share in coverage]
+            log_kept = math.log(sum(kept))
+            slope = sum(n * k for (n, _), k in zip(coverage, kept, strict=True))
+        step = (log_kept - goal) * math.exp(log_kept) / slope
+        lam += step
+        if step <= 1e-9 * lam:  # quadratic convergence: the next step would be below the last bit
+            return -math.expm1(-lam)
+
+
+@lru_cache(maxsize=1024)
+def _coverage(size: Size, block: Size) -> tuple[tuple[int, float], ...]:
+    """The distinct numbers of blocks that cover a unit, each with the share of the units that have it."""
+    counts = {1: 1}
+    for s, b in zip(size, block, strict=True):
+        product: dict[int, int] = {}
+        top = min(b, s - b + 1)
+        # along one axis every number below the largest is met twice, on the way in and on the way out
+        axis = [(n, 2) for n in range(1, top)] + [(top, s - 2 * (top - 1))]
+        for n, count in counts.items():
+            for m, times in axis:
+                product[n * m] = product.get(n * m, 0) + count * times
+        counts = product
+    units = math.prod(size)
+    return tuple((n, count / units) for n, count in counts.items())
+
+
+def _covering(s: int, b: int) -> list[int]:
+    """For each position along an axis of length s, how many of the blocks of length b cover it."""
+    return [min(j + 1, s - j, b, s - b + 1) for j in range(s)]

@@ -1,0 +1,138 @@
+"""The layers: what is set, and one functional call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from . import checks, geometry
+from .checks import Rate
+from .functional import DROP_BLOCK
+
+
+class _DropBlockNd(nn.Module):
+    dims: ClassVar[int]
+
+    def __init__(
+        self,
+        block_size: int | Sequence[int],
+        *,
+        keep_prob: float = 0.9,
+        rate: Rate = "exact",
+        share_channels: bool = False,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__()
+        checks.positive_ints("block_size", block_size, self.dims)
+        self.block_size = block_size
+        self.keep_prob = keep_prob
+        self.rate = checks.rate(rate)
+        self.share_channels = checks.flag("share_channels", share_channels)
+        self.inplace = checks.flag("inplace", inplace)
+
+    @property
+    def keep_prob(self) -> float:
+        """The probability that a unit is kept; it can be assigned at any time."""
+        return self._keep_prob
+
+    @keep_prob.setter
+    def keep_prob(self, value: float | Tensor) -> None:
+        self._keep_prob = checks.probability("keep_prob", value)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return DROP_BLOCK[self.dims](
+            input,
+            self.block_size,
+            keep_prob=self.keep_prob,
+            rate=self.rate,
+            share_channels=self.share_channels,
+            training=self.training,
+            inplace=self.inplace,
+        )
+
+    def extra_repr(self) -> str:
+        names = ("block_size", "keep_prob", "rate", "share_channels", "inplace")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+
+class DropBlock1d(_DropBlockNd):
+    """Drop contiguous stretches of signals of shape (N, C, L) or (C, L) in training; otherwise as `DropBlock2d`."""
+
+    dims = 1
+
+
+class DropBlock2d(_DropBlockNd):
+    """Drop contiguous blocks of feature maps in training and scale the rest; in evaluation do nothing.
+
+    `drop_block2d` says what it does and to which tensors. The layer has no entry in a state_dict.
+
+    Args:
+        block_size: height and width of a block, one int for both or two; clamped to the map.
+        keep_prob: probability that a unit is *kept*, in [0, 1]; `p` of `nn.Dropout` and of torchvision's layer is
+            1 - keep_prob. It can be read and assigned at any time.
+        rate: `"exact"` keeps `keep_prob` of the units on average; `"paper"` uses the paper's γ, which keeps more.
+        share_channels: one mask per sample for all of its channels.
+        inplace: write into the input.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of its range.
+
+    Source: Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018, algorithm 1.
+
+    >>> layer = DropBlock2d(7, keep_prob=0.9)
+    >>> layer
+    DropBlock2d(block_size=7, keep_prob=0.9, rate='exact', share_channels=False, inplace=False)
+    >>> (layer(torch.ones(64, 128, 28, 28)) == 0).float().mean().item()  # doctest: +ELLIPSIS
+    0.1...
+    """
+
+    dims = 2
+
+
+class DropBlock3d(_DropBlockNd):
+    """Drop contiguous blocks of volumes of shape (N, C, D, H, W) or (C, D, H, W); otherwise as `DropBlock2d`."""
+
+    dims = 3
+
+
+class DropBlock(DropBlock2d):
+    """The layer of the article "A better Dropout! Implementing DropBlock in PyTorch", whose code runs unchanged.
+
+    `p` is the probability that a unit is *kept*, as in the article and unlike `p` of `nn.Dropout`. γ is equation 1
+    of the paper, as in the article, so somewhat more than `p` is kept; `DropBlock2d` keeps exactly what is asked.
+    Unlike the article's, blocks lie whole inside the map, which may be of any shape and smaller than a block.
+
+    Args:
+        block_size: height and width of a block, one int for both or two; clamped to the map.
+        p: probability that a unit is kept, in [0, 1].
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of its range.
+
+    >>> DropBlock(block_size=2).calculate_gamma(torch.ones(1, 8, 16, 16))
+    0.14222222222222222
+    """
+
+    def __init__(self, block_size: int | Sequence[int], p: float = 0.5) -> None:
+        super().__init__(block_size, keep_prob=checks.probability("p", p), rate="paper")
+
+    @property
+    def p(self) -> float:
+        """The probability that a unit is kept; another name for `keep_prob`."""
+        return self.keep_prob
+
+    @p.setter
+    def p(self, value: float) -> None:
+        self.keep_prob = checks.probability("p", value)
+
+    def calculate_gamma(self, x: Tensor) -> float:
+        """γ of equation 1 of the paper for feature maps `x` of shape (N, C, H, W) or (C, H, W)."""
+        size = tuple(checks.feature_map(x, self.dims).shape[-self.dims :])
+        return geometry.seed_probability(size, self.block_size, self.keep_prob, "paper")
+
+    def extra_repr(self) -> str:
+        return f"block_size={self.block_size!r}, p={self.p!r}"
