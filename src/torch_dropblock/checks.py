@@ -16,6 +16,7 @@ from torch import Tensor
 
 Rate = Literal["exact", "paper"]
 RATES = get_args(Rate)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _SWAPPED = (
     "; the block size comes first here and keep_prob is a keyword: DropBlock2d(7, keep_prob=0.9). "
@@ -89,9 +90,9 @@ def feature_map(value: object, dims: int) -> Tensor:
     spatial = ("L", "H, W", "D, H, W")[dims - 1]
     wanted = f"input must be a floating-point tensor of shape (N, C, {spatial}) or (C, {spatial})"
     if not isinstance(value, Tensor):
-        raise TypeError(f"{wanted}, got {value!r} of type {type(value).__name__}")
-    if not value.is_floating_point():
-        raise TypeError(f"{wanted}, got one of dtype {value.dtype}")
+        raise TypeError(f"{wanted}, got a {type(value).__name__}")
+    if value.dtype not in DTYPES:
+        raise TypeError(f"input must be of dtype float16, bfloat16, float32 or float64, got {value.dtype}")
     if value.layout != torch.strided:
         raise TypeError(f"{wanted}, got one of layout {value.layout}")
     if value.dim() not in (dims + 1, dims + 2):

@@ -126,20 +126,7 @@ def _drop_block(
         return input
     if input.is_meta:
         return torch.empty_like(input)
-    return _drop(dims, input, block_size, keep_prob, rate, share_channels, inplace, generator)
 
-
-@torch.compiler.disable
-def _drop(
-    dims: int,
-    input: Tensor,
-    block_size: geometry.Size,
-    keep_prob: float,
-    rate: Rate,
-    share_channels: bool,
-    inplace: bool,
-    generator: torch.Generator | None,
-) -> Tensor:
     lead, size = tuple(input.shape[:-dims]), tuple(input.shape[-dims:])
     block = geometry.clamp(size, block_size)
     gamma = geometry.gamma(size, block, keep_prob, rate)

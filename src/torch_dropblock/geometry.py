@@ -42,7 +42,7 @@ def seed_probability(
     Source: Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018, equation 1 (`"paper"`).
 
     >>> round(seed_probability((28, 28), 7, 0.9), 6)
-    0.003537
+    0.003534
     >>> round(seed_probability((28, 28), 7, 0.9, "paper"), 6)
     0.003306
     """
@@ -70,7 +70,7 @@ def expected_keep_rate(size: int | Sequence[int], block_size: int | Sequence[int
     size = checks.positive_ints("size", size, None)
     block = clamp(size, checks.positive_ints("block_size", block_size, len(size)))
     miss = 1.0 - checks.probability("seed_prob", seed_prob)
-    return math.fsum(share * miss**n for n, share in _coverage(size, block))
+    return math.fsum(count * miss**n for n, count in _coverage(size, block)) / math.prod(size)
 
 
 def keep_rate_map(size: int | Sequence[int], block_size: int | Sequence[int], seed_prob: float) -> Tensor:
@@ -130,27 +130,27 @@ def _exact_gamma(size: Size, block: Size, keep_prob: float) -> float:
     """
     if keep_prob < 1e-200:  # exp(-λ n) would leave the range of a float; γ is 1 to the last bit long before
         return 1.0
-    coverage = _coverage(size, block)
+    coverage, units = _coverage(size, block), math.prod(size)
     goal = math.log(keep_prob)
     lam = 0.0
     while True:
         if keep_prob > 0.5:
-            dropped = [-share * math.expm1(-lam * n) for n, share in coverage]
-            log_kept = math.log1p(-sum(dropped))
-            slope = sum(n * (share - d) for (n, share), d in zip(coverage, dropped, strict=True))
+            dropped = [-count * math.expm1(-lam * n) for n, count in coverage]
+            log_kept = math.log1p(-sum(dropped) / units)
+            slope = sum(n * (count - d) for (n, count), d in zip(coverage, dropped, strict=True))
         else:
-            kept = [share * math.exp(-lam * n) for n, share in coverage]
-            log_kept = math.log(sum(kept))
+            kept = [count * math.exp(-lam * n) for n, count in coverage]
+            log_kept = math.log(sum(kept) / units)
             slope = sum(n * k for (n, _), k in zip(coverage, kept, strict=True))
-        step = (log_kept - goal) * math.exp(log_kept) / slope
+        step = (log_kept - goal) * math.exp(log_kept) * units / slope
         lam += step
         if step <= 1e-9 * lam:  # quadratic convergence: the next step would be below the last bit
             return -math.expm1(-lam)
 
 
 @lru_cache(maxsize=1024)
-def _coverage(size: Size, block: Size) -> tuple[tuple[int, float], ...]:
-    """The distinct numbers of blocks that cover a unit, each with the share of the units that have it."""
+def _coverage(size: Size, block: Size) -> tuple[tuple[int, int], ...]:
+    """The distinct numbers of blocks that cover a unit, each with how many units have it."""
     counts = {1: 1}
     for s, b in zip(size, block, strict=True):
         product: dict[int, int] = {}
@@ -161,8 +161,7 @@ def _coverage(size: Size, block: Size) -> tuple[tuple[int, float], ...]:
             for m, times in axis:
                 product[n * m] = product.get(n * m, 0) + count * times
         counts = product
-    units = math.prod(size)
-    return tuple((n, count / units) for n, count in counts.items())
+    return tuple(counts.items())
 
 
 def _covering(s: int, b: int) -> list[int]:

@@ -107,8 +107,8 @@ def _enough(expected: float) -> int:
 
 
 def _gaps(rng_seed: Tensor, start: int, count: int, blocks: Blocks) -> Tensor:
-    mean = -1 / math.log1p(-blocks.gamma) if blocks.gamma < 1 else 0.0
-    gaps = uniforms(rng_seed, start, count).neg_().log1p_().mul_(-mean).floor_()
+    lam = -math.log1p(-blocks.gamma) if blocks.gamma < 1 else math.inf
+    gaps = uniforms(rng_seed, start, count).neg_().log1p_().div_(-lam).floor_()
     return gaps.clamp_(max=blocks.positions).to(torch.int64).add_(1)
 
 
@@ -188,7 +188,9 @@ def apply_masked(input: Tensor, out: Tensor, seeds: Tensor, blocks: Blocks, scal
     dropped = dropped_mask(seeds.to(input.device), blocks)
     op = torch.float64 if input.dtype == torch.float64 else torch.float32
     if not isinstance(scale, Tensor):
-        scale = blocks.units / (blocks.units - dropped.sum()).to(op)
+        kept = blocks.units - dropped.sum()
+        widest = torch.float32 if input.device.type == "mps" else torch.float64
+        scale = torch.full_like(kept, blocks.units, dtype=widest).div(kept).to(op)
     out.copy_(input.to(op) * scale).masked_fill_(dropped, 0)
     return scale
 

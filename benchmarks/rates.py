@@ -1,0 +1,248 @@
+"""Asked against measured: what share of the units a DropBlock layer drops when a tenth is asked.
+
+    python benchmarks/rates.py                      # print the table
+    python benchmarks/rates.py --write README.md    # and put it between the markers in that file
+
+Each implementation gets feature maps of ones, so that a zero in its output is a dropped unit. The maps have one
+channel, because timm and dropblock draw one mask for all channels of a sample: so each plane is an independent
+draw for all of them, and the spread from plane to plane gives the standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torch_dropblock import DropBlock2d, expected_keep_rate, seed_probability
+
+KEEP_PROB = 0.9
+DROP_PROB = 0.1
+PLANES_AT_ONCE = 10_000
+FLOAT16_SHAPE, FLOAT16_BLOCK = (64, 256, 28, 28), 7
+BEGIN, END = "<!-- rates:begin -->", "<!-- rates:end -->"
+
+Drop = Callable[[Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A map and a block."""
+
+    size: tuple[int, int]
+    block: int
+
+    def __str__(self) -> str:
+        return f"{times(self.size)}, {self.block}"
+
+
+CASES = (
+    Case((28, 28), 7),
+    Case((14, 14), 7),
+    Case((7, 7), 7),
+    Case((40, 10), 7),
+    Case((4, 4), 7),
+    Case((28, 28), 6),
+)
+
+
+# --- implementations, each asked to drop DROP_PROB of the units --------------------------------------------------
+
+
+def ours(x: Tensor, block_size: int) -> Tensor:
+    output: Tensor = DropBlock2d(block_size, keep_prob=KEEP_PROB)(x)
+    return output
+
+
+def ours_paper(x: Tensor, block_size: int) -> Tensor:
+    output: Tensor = DropBlock2d(block_size, keep_prob=KEEP_PROB, rate="paper")(x)
+    return output
+
+
+def theory_paper(case: Case) -> float:
+    """The share that equation 1 of the paper drops on average."""
+    gamma = seed_probability(case.size, case.block, KEEP_PROB, "paper")
+    return 1 - expected_keep_rate(case.size, case.block, gamma)
+
+
+def torchvision(x: Tensor, block_size: int) -> Tensor:
+    """`p` is the share dropped."""
+    from torchvision.ops import DropBlock2d  # type: ignore[import-untyped]
+
+    output: Tensor = DropBlock2d(p=DROP_PROB, block_size=block_size)(x)
+    return output
+
+
+def timm(x: Tensor, block_size: int) -> Tensor:
+    from timm.layers.drop import drop_block_2d
+
+    output: Tensor = drop_block_2d(x, drop_prob=DROP_PROB, block_size=block_size)
+    return output
+
+
+def dropblock(x: Tensor, block_size: int) -> Tensor:
+    from dropblock import DropBlock2D  # type: ignore[import-untyped]
+
+    output: Tensor = DropBlock2D(drop_prob=DROP_PROB, block_size=block_size)(x)
+    return output
+
+
+def article(x: Tensor, block_size: int) -> Tensor:
+    """The layer of "A better Dropout! Implementing DropBlock in PyTorch".
+
+    γ is equation 1 for a square map as wide as this one, and a seed, the centre of a block, may lie anywhere.
+    """
+    width = x.shape[-1]
+    gamma = (1 - KEEP_PROB) / block_size**2 * width**2 / (width - block_size + 1) ** 2
+    seeds = torch.full_like(x, gamma).bernoulli()
+    kept = 1 - F.max_pool2d(seeds, block_size, stride=1, padding=block_size // 2)
+    return kept * x * (kept.numel() / kept.sum())
+
+
+OURS: dict[str, Drop] = {"torch-dropblock": ours, 'torch-dropblock, `rate="paper"`': ours_paper}
+# by the name of the distribution, which is that of the module too
+PEERS: dict[str, Drop] = {"torchvision": torchvision, "timm": timm, "dropblock": dropblock}
+ARTICLE: dict[str, Drop] = {"the article's code": article}
+
+
+def peer_versions() -> dict[str, str]:
+    """The version of each peer that is installed."""
+    return {peer: metadata.version(peer) for peer in PEERS if find_spec(peer)}
+
+
+# --- measuring ---------------------------------------------------------------------------------------------------
+
+
+def share_dropped(drop: Drop, case: Case, planes: int) -> tuple[float, float]:
+    """The share of units dropped and its standard error, over independent planes."""
+    shares = []
+    for first in range(0, planes, PLANES_AT_ONCE):
+        x = torch.ones(min(PLANES_AT_ONCE, planes - first), 1, *case.size)
+        y = drop(x, case.block)
+        if y.isnan().any():
+            return math.nan, 0.0
+        shares.append((y == 0).count_nonzero(dim=(1, 2, 3)).double() / math.prod(case.size))
+    every = torch.cat(shares)
+    return every.mean().item(), every.std().item() / math.sqrt(planes)
+
+
+def float16_mean(drop: Drop) -> str:
+    """The mean of the output for ones, which should be 1, and its dtype if that is not the input's."""
+    y = drop(torch.ones(FLOAT16_SHAPE, dtype=torch.float16), FLOAT16_BLOCK)
+    changed = "" if y.dtype == torch.float16 else f", in {str(y.dtype).removeprefix('torch.')}"
+    return number("{:.3f}", y.double().mean().item()) + changed
+
+
+def outcome(measure: Callable[[Drop], str], drop: Drop, seed: int) -> str:
+    """What a cell says: the measure, or the error by which the implementation refuses or fails.
+
+    Every cell starts from the same seed, so that none depends on which peers are installed.
+    """
+    torch.manual_seed(seed)
+    try:
+        return measure(drop)
+    except (TypeError, ValueError) as error:
+        return f"refuses: {type(error).__name__}"
+    except Exception as error:  # noqa: BLE001 - whatever an implementation ends in is its result
+        return f"fails: {type(error).__name__}"
+
+
+def rates(planes: int, seed: int) -> str:
+    """The table, and below it how it was made."""
+    versions = peer_versions()
+    others = {peer: PEERS[peer] for peer in versions} | ARTICLE
+    errors = []
+
+    def share(case: Case, drop: Drop) -> str:
+        mean, error = share_dropped(drop, case, planes)
+        errors.append(error)
+        return number("{:.1%}", mean)
+
+    def row(label: str, theory: str, measure: Callable[[Drop], str]) -> list[str]:
+        own, other = ([outcome(measure, drop, seed) for drop in group.values()] for group in (OURS, others))
+        return [label, *own, theory, *other]
+
+    header = ["map, block", *OURS, "its theory", *others]
+    rows = [header, ["---"] * len(header)]
+    rows += [row(str(case), number("{:.1%}", theory_paper(case)), partial(share, case)) for case in CASES]
+    label = f"{times(FLOAT16_SHAPE)} float16, {FLOAT16_BLOCK}: mean for ones"
+    rows.append(row(label, "1", float16_mean))
+
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    return f"{table}\n\n{made_with(versions, planes, seed, max(errors))}"
+
+
+def made_with(versions: dict[str, str], planes: int, seed: int, error: float) -> str:
+    used = {"python": platform.python_version(), "torch": torch.__version__, **versions}
+    lines = [
+        ", ".join(f"{name} {version}" for name, version in used.items())
+        + f"; {processor()}; seed {seed}; {planes:,} planes for each share, "
+        f"standard error at most {100 * error:.2f} percentage points."
+    ]
+    if missing := [peer for peer in PEERS if peer not in versions]:
+        lines.append(f"Not installed, so left out: {', '.join(missing)}.")
+    return "\n".join(lines)
+
+
+def processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def number(form: str, value: float) -> str:
+    return "NaN" if math.isnan(value) else form.format(value).replace("%", " %")
+
+
+def times(sizes: Sequence[int]) -> str:
+    return "×".join(map(str, sizes))
+
+
+# --- command -----------------------------------------------------------------------------------------------------
+
+
+def between_markers(text: str, content: str) -> str:
+    """`text` with `content` in place of what stood between the markers."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the text must have a line {BEGIN} and after it a line {END}")
+    return f"{before}{begin}\n{content}\n{end}{after}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="What share of the units is dropped when a tenth is asked.")
+    parser.add_argument("--planes", type=int, default=200_000, help="planes for each share, 2 or more (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of every cell (%(default)s)")
+    parser.add_argument("--write", type=Path, metavar="FILE", help=f"replace what is between {BEGIN} and {END}")
+    options = parser.parse_args(arguments)
+    if options.planes < 2:
+        parser.error(f"--planes must be 2 or more, got {options.planes}")
+    if options.write is not None:
+        try:  # before anything is measured
+            between_markers(options.write.read_text(encoding="utf-8"), "")
+        except (OSError, ValueError) as error:
+            parser.error(f"--write {options.write}: {error}")
+
+    content = rates(options.planes, options.seed)
+    print(content)
+    if options.write is not None:
+        text = options.write.read_text(encoding="utf-8")
+        options.write.write_text(between_markers(text, content), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""What all tests share: a fixed state of randomness, and z tests."""
+
+import math
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(20181030)
+
+
+@pytest.fixture
+def z_score():
+    """How many standard errors the mean of independent `samples` is from `expected`."""
+
+    def z(samples, expected):
+        samples = samples.double().flatten()
+        error = samples.std(correction=1).item() / math.sqrt(len(samples))
+        off = samples.mean().item() - expected
+        if error == 0.0:
+            return 0.0 if abs(off) < 1e-12 else math.inf
+        return off / error
+
+    return z

@@ -1,0 +1,73 @@
+"""Imports point one way, the layer needs torch alone, and every source file has a test file."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import torch_dropblock
+
+SOURCE = Path(torch_dropblock.__file__).parent
+# each line may import from the lines above it
+LAYERS = [
+    {"checks", "rng"},
+    {"geometry"},
+    {"reference", "sparse"},
+    {"autograd"},
+    {"functional"},
+    {"modules"},
+    {"__init__"},
+    {"photo", "figures"},
+    {"cli"},
+    {"__main__"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+NOT_FOR_THE_LAYER = ["matplotlib", "typer", "rich", "PIL", "numpy", "triton", "lightning", "gradio", "torchvision"]
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+            yield from (name if name in RANK else "__init__" for name in names)
+        elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "torch_dropblock":
+            yield [*node.module.split("."), "__init__"][1]
+        elif isinstance(node, ast.Import):
+            yield from ["__init__" for alias in node.names if alias.name == "torch_dropblock"]
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: path.stem)
+def test_imports_point_one_way(path):
+    for name in imported(path):
+        assert RANK[name] < RANK[path.stem], f"{path.stem} imports {name}"
+
+
+@pytest.mark.parametrize("name", sorted(RANK.keys() - {"__init__", "__main__"}))
+def test_every_source_file_has_a_test_file(name):
+    assert (SOURCE / f"{name}.py").exists()
+    assert (Path(__file__).parent / f"test_{name}.py").exists()
+
+
+def test_the_layer_imports_nothing_but_torch():
+    """What torch itself imports does not count."""
+    code = (
+        "import sys, torch; before = set(sys.modules); import torch_dropblock; "
+        f"print([name for name in {NOT_FOR_THE_LAYER} if name in set(sys.modules) - before])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names():
+    public = {name for name in vars(torch_dropblock) if not name.startswith("_")} - RANK.keys()
+    assert public == {
+        *(f"DropBlock{dims}" for dims in ("", "1d", "2d", "3d")),
+        *(f"drop_block{dims}" for dims in ("1d", "2d", "3d")),
+        "seed_probability",
+        "expected_keep_rate",
+        "keep_rate_map",
+    }
+    assert torch_dropblock.__version__
+    assert (SOURCE / "py.typed").exists()

@@ -1,0 +1,177 @@
+"""Every check: what it accepts, and the kind and words of what it raises."""
+
+import fractions
+
+import numpy as np
+import pytest
+import torch
+
+from torch_dropblock import checks
+
+
+@pytest.mark.parametrize(
+    ("value", "dims", "result"),
+    [
+        (7, 2, (7, 7)),
+        ((3, 5), 2, (3, 5)),
+        ([3, 5], 2, (3, 5)),
+        (torch.Size([3, 5]), 2, (3, 5)),
+        (np.int64(7), 3, (7, 7, 7)),
+        (7, None, (7,)),
+        ((2, 3, 4), None, (2, 3, 4)),
+    ],
+)
+def test_positive_ints(value, dims, result):
+    assert checks.positive_ints("block_size", value, dims) == result
+
+
+@pytest.mark.parametrize(
+    ("value", "dims", "error"),
+    [
+        (0, 2, ValueError),
+        (-1, 2, ValueError),
+        ((3, 0), 2, ValueError),
+        ((3,), 2, ValueError),
+        ((3, 5, 7), 2, ValueError),
+        ((), 2, ValueError),
+        ((1, 1, 1, 1), None, ValueError),
+        (True, 2, TypeError),
+        ((3, False), 2, TypeError),
+        (7.0, 2, TypeError),
+        (0.1, 2, TypeError),
+        (np.float32(7), 2, TypeError),
+        ("7", 2, TypeError),
+        (b"77", 2, TypeError),
+        (None, 2, TypeError),
+        ({7}, 2, TypeError),
+        (torch.ones(2), 2, TypeError),
+    ],
+)
+def test_bad_block_size(value, dims, error):
+    with pytest.raises(error, match="^block_size must be a positive int.*got ") as caught:
+        checks.positive_ints("block_size", value, dims)
+    assert repr(value) in str(caught.value)
+
+
+def test_a_float_block_size_gets_the_hint_that_torchvision_has_the_order_swapped():
+    with pytest.raises(TypeError, match="torchvision's DropBlock2d.p, block_size. has them the other way round"):
+        checks.positive_ints("block_size", 0.1, 2)
+    with pytest.raises(TypeError) as caught:
+        checks.positive_ints("size", 0.1, 2)
+    assert "torchvision" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value", [0, 1, 0.5, np.float32(0.5), fractions.Fraction(1, 2), torch.tensor(0.5), torch.tensor(0.5).half()]
+)
+def test_probability(value):
+    result = checks.probability("keep_prob", value)
+    assert type(result) is float
+    assert result == float(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (-0.1, ValueError),
+        (1.0000001, ValueError),
+        (float("nan"), ValueError),
+        (float("inf"), ValueError),
+        (torch.tensor(1.5), ValueError),
+        (torch.tensor(float("nan")), ValueError),
+        ("0.9", TypeError),
+        (None, TypeError),
+        (True, TypeError),
+        (0.9j, TypeError),
+        ([0.9], TypeError),
+        (torch.tensor([0.9]), TypeError),
+        (torch.tensor(1), TypeError),
+    ],
+)
+def test_bad_probability(value, error):
+    with pytest.raises(error, match=r"^keep_prob must be a number in \[0, 1\].*got "):
+        checks.probability("keep_prob", value)
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [("Exact", ValueError), ("", ValueError), (None, TypeError), (1, TypeError)]
+)
+def test_bad_rate(value, error):
+    with pytest.raises(error, match="^rate must be 'exact' or 'paper', got "):
+        checks.rate(value)
+
+
+@pytest.mark.parametrize("value", [1, 0, None, "yes", torch.tensor(True)])
+def test_bad_flag(value):
+    with pytest.raises(TypeError, match="^inplace must be True or False, got "):
+        checks.flag("inplace", value)
+
+
+def test_generator():
+    assert checks.generator(None, torch.device("cpu")) is None
+    generator = torch.Generator()
+    assert checks.generator(generator, torch.device("cpu")) is generator
+    with pytest.raises(TypeError, match="^generator must be a torch.Generator or None, got 42"):
+        checks.generator(42, torch.device("cpu"))
+    with pytest.raises(ValueError, match="^generator must be on the input's device, cuda:0, got one on cpu"):
+        checks.generator(generator, torch.device("cuda:0"))
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_feature_map(dims):
+    for lead in ((2,), (2, 3)):
+        value = torch.ones(*lead, *[4] * dims)
+        assert checks.feature_map(value, dims) is value
+
+
+@pytest.mark.parametrize(
+    ("value", "dims", "error", "words"),
+    [
+        (torch.ones(4, 4), 2, ValueError, r"shape \(N, C, H, W\) or \(C, H, W\), got one of shape \(4, 4\)"),
+        (torch.ones(1, 1, 1, 4, 4), 2, ValueError, r"got one of shape \(1, 1, 1, 4, 4\)"),
+        (torch.ones(4), 1, ValueError, r"\(N, C, L\) or \(C, L\)"),
+        (torch.ones(4, 4, 4), 3, ValueError, r"\(N, C, D, H, W\) or \(C, D, H, W\)"),
+        (torch.tensor(1.0), 2, ValueError, r"got one of shape \(\)"),
+        (torch.ones(1, 1, 4, 4, dtype=torch.int64), 2, TypeError, "got torch.int64"),
+        (torch.ones(1, 1, 4, 4, dtype=torch.bool), 2, TypeError, "got torch.bool"),
+        (torch.ones(1, 1, 4, 4, dtype=torch.complex64), 2, TypeError, "got torch.complex64"),
+        (torch.ones(1, 1, 4, 4).to(torch.float8_e4m3fn), 2, TypeError, "got torch.float8_e4m3fn"),
+        (torch.ones(4, 4, 4).to_sparse(), 2, TypeError, "layout torch.sparse_coo"),
+        (np.ones((1, 1, 4, 4)), 2, TypeError, "got a ndarray"),
+        ([[[[1.0]]]], 2, TypeError, "got a list"),
+        (None, 2, TypeError, "got a NoneType"),
+    ],
+)
+def test_bad_feature_map(value, dims, error, words):
+    with pytest.raises(error, match=f"^input must be .*{words}"):
+        checks.feature_map(value, dims)
+
+
+def test_writable():
+    leaf = torch.ones(2, 3, 4, 4, requires_grad=True)
+    with pytest.raises(ValueError, match="^inplace=True is not possible on a leaf tensor that requires grad"):
+        checks.writable(leaf)
+    with torch.no_grad():
+        checks.writable(leaf)
+    checks.writable(leaf * 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "overlaps"),
+    [
+        (lambda: torch.ones(2, 3, 4, 4), False),
+        (lambda: torch.ones(2, 3, 4, 4).permute(2, 0, 3, 1), False),
+        (lambda: torch.ones(4, 6, 8, 8)[::2, 1::3, :, ::2], False),
+        (lambda: torch.ones(1, 3, 4, 4).expand(1, 3, 4, 4), False),
+        (lambda: torch.ones(1, 3, 4, 4).expand(2, 3, 4, 4), True),
+        (lambda: torch.ones(20).as_strided((2, 3, 4), (1, 1, 4)), True),
+        (lambda: torch.ones(20).unfold(0, 4, 1), True),
+        (lambda: torch.ones(20).unfold(0, 4, 4), False),
+    ],
+)
+def test_writable_on_overlapping_memory(make, overlaps):
+    if overlaps:
+        with pytest.raises(ValueError, match="^inplace=True is not possible on a tensor whose elements share memory"):
+            checks.writable(make())
+    else:
+        checks.writable(make())

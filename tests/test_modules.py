@@ -1,0 +1,192 @@
+"""The layers: state, copies, conversions, repr."""
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import torch_dropblock
+from torch_dropblock import DropBlock, DropBlock1d, DropBlock2d, DropBlock3d, drop_block2d
+
+LAYERS = [
+    (DropBlock1d(3, keep_prob=0.6), (2, 8, 30)),
+    (DropBlock2d((3, 5), keep_prob=0.6, rate="paper"), (2, 8, 12, 13)),
+    (DropBlock3d(2, keep_prob=0.6, share_channels=True), (2, 8, 6, 7, 8)),
+    (DropBlock(3, 0.6), (2, 8, 12, 13)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda x: type(x).__name__)
+def test_training_drops_and_evaluation_does_nothing(layer, shape):
+    x = torch.ones(shape)
+    y = layer.train()(x)
+    assert (y == 0).any()
+    assert (y > 1).any()
+    state = torch.get_rng_state()
+    assert layer.eval()(x) is x
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda x: type(x).__name__)
+def test_unbatched(layer, shape):
+    y = layer.train()(torch.ones(shape[1:]))
+    assert y.shape == shape[1:]
+    assert (y == 0).any()
+
+
+def test_the_layer_is_the_function():
+    x = torch.ones(4, 8, 28, 28)
+    layer = DropBlock2d((5, 3), keep_prob=0.7, rate="paper", share_channels=True)
+    torch.manual_seed(1)
+    a = layer(x)
+    torch.manual_seed(1)
+    b = drop_block2d(x, (5, 3), keep_prob=0.7, rate="paper", share_channels=True)
+    assert torch.equal(a, b)
+
+
+def test_inplace():
+    x = torch.ones(4, 8, 28, 28)
+    assert DropBlock2d(7, inplace=True)(x) is x
+    assert (x == 0).any()
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda x: type(x).__name__)
+def test_copies_are_equal_and_independent(layer, shape):
+    buffer = io.BytesIO()
+    torch.save(layer, buffer)
+    buffer.seek(0)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(buffer, weights_only=False)):
+        assert repr(other) == repr(layer)
+        torch.manual_seed(1)
+        a = layer.train()(torch.ones(shape))
+        torch.manual_seed(1)
+        assert torch.equal(a, other.train()(torch.ones(shape)))
+        other.keep_prob = 0.1
+        assert layer.keep_prob == 0.6
+
+
+def test_keep_prob_survives_every_conversion_of_a_module():
+    third = 1 / 3
+    layer = nn.Sequential(nn.Conv2d(3, 3, 1), DropBlock2d(3, keep_prob=third))
+    for convert in (
+        lambda m: m.half(),
+        lambda m: m.bfloat16(),
+        lambda m: m.double(),
+        lambda m: m.to(torch.float16),
+        lambda m: m.to("meta"),
+        lambda m: m.to_empty(device="cpu"),
+        lambda m: m.share_memory(),
+    ):
+        assert convert(layer)[1].keep_prob == third
+    with torch.device("meta"):
+        layer = nn.Sequential(nn.Conv2d(3, 3, 1), DropBlock2d(3, keep_prob=third))
+    layer.to_empty(device="cpu")
+    assert layer[1].keep_prob == third
+    nn.init.ones_(layer[0].weight)
+    nn.init.ones_(layer[0].bias)
+    assert (layer(torch.ones(4, 3, 9, 9)) == 0).any()
+
+
+def test_there_is_nothing_in_a_state_dict():
+    plain, dropping = nn.Sequential(nn.Conv2d(3, 3, 1)), nn.Sequential(nn.Conv2d(3, 3, 1), DropBlock2d(3))
+    assert list(plain.state_dict()) == list(dropping.state_dict())
+    assert not list(dropping[1].parameters())
+    assert not list(dropping[1].buffers())
+    dropping.load_state_dict(plain.state_dict(), strict=True)
+
+
+def test_repr_tells_everything():
+    assert repr(DropBlock2d(7)) == (
+        "DropBlock2d(block_size=7, keep_prob=0.9, rate='exact', share_channels=False, inplace=False)"
+    )
+    layer = DropBlock3d((1, 2, 3), keep_prob=0.25, rate="paper", share_channels=True, inplace=True)
+    assert repr(layer) == (
+        "DropBlock3d(block_size=(1, 2, 3), keep_prob=0.25, rate='paper', share_channels=True, inplace=True)"
+    )
+    assert repr(DropBlock(7, 0.8)) == "DropBlock(block_size=7, p=0.8)"
+    for other in (layer, DropBlock2d([3, 5]), DropBlock((3, 5), p=0.1)):
+        assert repr(eval(repr(other), vars(torch_dropblock))) == repr(other)
+
+
+@pytest.mark.parametrize("layer_class", [DropBlock1d, DropBlock2d, DropBlock3d])
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "words"),
+    [
+        ((0,), {}, ValueError, "block_size must be"),
+        ((-3,), {}, ValueError, "block_size must be"),
+        ((0.1,), {}, TypeError, "block_size must be .*torchvision"),
+        ((True,), {}, TypeError, "block_size must be"),
+        (("7",), {}, TypeError, "block_size must be"),
+        (((1, 2, 3, 4),), {}, ValueError, "block_size must be"),
+        ((7,), {"keep_prob": 1.1}, ValueError, "keep_prob must be"),
+        ((7,), {"keep_prob": math.nan}, ValueError, "keep_prob must be"),
+        ((7,), {"keep_prob": "0.9"}, TypeError, "keep_prob must be"),
+        ((7,), {"rate": "fast"}, ValueError, "rate must be"),
+        ((7,), {"share_channels": 1}, TypeError, "share_channels must be"),
+        ((7,), {"inplace": 0}, TypeError, "inplace must be"),
+        ((7, 0.1), {}, TypeError, "positional"),
+        ((7,), {"p": 0.1}, TypeError, "unexpected keyword"),
+    ],
+)
+def test_bad_arguments(layer_class, arguments, options, error, words):
+    with pytest.raises(error, match=words):
+        layer_class(*arguments, **options)
+
+
+def test_assigning_keep_prob_is_checked_and_a_bad_one_changes_nothing():
+    layer = DropBlock2d(7, keep_prob=0.9)
+    for bad, error in ((1.5, ValueError), (math.nan, ValueError), ("0.5", TypeError), (None, TypeError)):
+        with pytest.raises(error, match="^keep_prob must be"):
+            layer.keep_prob = bad
+        assert layer.keep_prob == 0.9
+    layer.keep_prob = 0
+    assert layer.keep_prob == 0.0
+    assert isinstance(layer.keep_prob, float)
+    layer.keep_prob = torch.tensor(0.5)
+    assert layer.keep_prob == 0.5
+    assert isinstance(layer.keep_prob, float)
+
+
+def test_wrong_rank_at_the_call():
+    with pytest.raises(ValueError, match=r"^input must be .*\(N, C, H, W\) or \(C, H, W\), got one of shape \(8, 8\)"):
+        DropBlock2d(3)(torch.ones(8, 8))
+
+
+# --- the article's layer -----------------------------------------------------------------------------------------
+
+
+def test_the_articles_p_is_the_keep_probability():
+    layer = DropBlock(block_size=7, p=0.8)
+    assert layer.p == layer.keep_prob == 0.8
+    assert layer.rate == "paper"
+    layer.p = 0.3
+    assert layer.keep_prob == 0.3
+    layer.keep_prob = 0.4
+    assert layer.p == 0.4
+    assert DropBlock(7).p == 0.5
+    with pytest.raises(ValueError, match="^p must be"):
+        layer.p = 2
+    with pytest.raises(TypeError, match="^p must be"):
+        DropBlock(7, "0.5")
+
+
+@pytest.mark.parametrize(
+    ("block_size", "p", "shape", "gamma"),
+    [
+        (2, 0.5, (1, 8, 16, 16), 0.14222222222222222),  # the article's own example
+        (7, 0.9, (3, 28, 28), 0.1 / 49 * 28**2 / 22**2),
+        ((7, 3), 0.9, (1, 1, 40, 10), 0.1 / 21 * 400 / (34 * 8)),
+        (9, 0.9, (1, 1, 7, 7), 0.1),
+    ],
+)
+def test_calculate_gamma_is_equation_1(block_size, p, shape, gamma):
+    assert DropBlock(block_size, p).calculate_gamma(torch.ones(shape)) == pytest.approx(gamma, rel=1e-15)
+
+
+def test_calculate_gamma_refuses_what_the_layer_refuses():
+    with pytest.raises(ValueError, match="^input must be"):
+        DropBlock(7).calculate_gamma(torch.ones(7))

@@ -1,0 +1,66 @@
+"""The stream of numbers: SplitMix64, uniform, the same from any index on."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torch_dropblock.rng import draw_rng_seed, uniforms
+
+CPU = torch.device("cpu")
+WORD = (1 << 64) - 1
+
+
+def splitmix64(seed, index):
+    z = (seed + (index + 1) * 0x9E3779B97F4A7C15) & WORD
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & WORD
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & WORD
+    return z ^ z >> 31
+
+
+def test_the_published_first_numbers_of_seed_0():
+    words = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    assert uniforms(torch.tensor(0), 0, 3).tolist() == [(word >> 11) * 2.0**-53 for word in words]
+
+
+@given(seed=st.integers(-(2**63), 2**63 - 1), start=st.integers(0, 2**40))
+def test_numbers_are_splitmix64_at_any_index(seed, start):
+    expected = [(splitmix64(seed, start + i) >> 11) * 2.0**-53 for i in range(9)]
+    assert uniforms(torch.tensor(seed), start, 9).tolist() == expected
+
+
+def test_numbers_are_uniform():
+    n, bins = 1_000_000, 1000
+    u = uniforms(draw_rng_seed(CPU, None), 0, n)
+    assert u.min() >= 0.0
+    assert u.max() < 1.0
+    counts = torch.histc(u, bins, 0, 1).double()
+    chi2 = ((counts - n / bins) ** 2 / (n / bins)).sum().item()
+    assert abs(chi2 - (bins - 1)) < 5 * (2 * (bins - 1)) ** 0.5
+
+
+@pytest.mark.parametrize("lag", [1, 2, 7])
+def test_numbers_are_not_correlated(lag, z_score):
+    u = uniforms(draw_rng_seed(CPU, None), 0, 1_000_000) - 0.5
+    assert abs(z_score(u[lag:] * u[:-lag], 0.0)) < 5
+
+
+def test_neighbouring_seeds_give_streams_that_are_not_correlated(z_score):
+    a, b = (uniforms(torch.tensor(seed), 0, 1_000_000) - 0.5 for seed in (12345, 12346))
+    assert abs(z_score(a * b, 0.0)) < 5
+
+
+def test_rng_seeds_use_all_64_bits():
+    seeds = [draw_rng_seed(CPU, None).item() for _ in range(400)]
+    assert len(set(seeds)) == 400
+    for bit in range(64):
+        ones = sum(seed >> bit & 1 for seed in seeds)
+        assert 140 < ones < 260, f"bit {bit} is set in {ones} of 400 seeds"
+
+
+def test_rng_seed_comes_from_the_generator_alone():
+    state = torch.get_rng_state()
+    first = draw_rng_seed(CPU, torch.Generator().manual_seed(1))
+    assert torch.equal(state, torch.get_rng_state())
+    assert first == draw_rng_seed(CPU, torch.Generator().manual_seed(1))
+    assert first != draw_rng_seed(CPU, torch.Generator().manual_seed(2))
