@@ -63,7 +63,8 @@ def test_forward_and_backward(case):
     assert torch.equal(x.grad, oracle(gradient, blocks, sparse.draw_seeds(rng_seed, blocks)))
 
     masked = torch.empty_like(input)
-    sparse.apply_masked(input, masked, sparse.draw_fixed_number(rng_seed, blocks), blocks, None)
+    draw = sparse.draw_fixed_number if 0 < blocks.gamma < 1 else sparse.draw_seeds
+    sparse.apply_masked(input, masked, draw(rng_seed, blocks), blocks, None)
     assert torch.equal(masked, expected), "the way of other devices"
 
 
@@ -94,4 +95,4 @@ def test_seeds_are_as_dense_as_the_oracles(case):
     assert len(seeds) <= blocks.positions
     if blocks.gamma in (0.0, 1.0):
         assert len(seeds) == blocks.gamma * blocks.positions
-    assert sparse.count_dropped(seeds, blocks) == sparse.dropped_mask(seeds, blocks).sum()
+    assert sparse.count_dropped(seeds, blocks) == sparse.dropped_mask(seeds, blocks, seeds.device).sum()

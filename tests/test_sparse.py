@@ -88,7 +88,7 @@ def test_the_same_rng_seed_gives_the_same_seeds_for_any_number_of_threads():
     assert torch.equal(drawn[0], drawn[2])
 
 
-@pytest.mark.parametrize("gamma", [1e-7, 0.001, 0.3, 1.0])
+@pytest.mark.parametrize("gamma", [1e-7, 0.001, 0.3, 0.99])
 def test_drawing_a_fixed_number_gives_the_same_seeds_and_a_surplus(gamma):
     seed, blocks = rng_seed(), one_dimension(200_000, gamma)
     seeds, fixed = sparse.draw_seeds(seed, blocks), sparse.draw_fixed_number(seed, blocks)
@@ -116,8 +116,8 @@ def test_the_same_seeds_give_the_oracles_mask_and_values(shared, layout, size, b
     kept = reference.kept_mask(dense.view(*blocks.own_lead, *blocks.valid), block).expand(4, 6, *size)
     x = LAYOUTS[layout](torch.randn(4, 6, *size))
 
-    assert torch.equal(sparse.dropped_mask(seeds, blocks).expand(4, 6, *size), ~kept)
-    assert sparse.count_dropped(seeds, blocks) == sparse.dropped_mask(seeds, blocks).sum()
+    assert torch.equal(sparse.dropped_mask(seeds, blocks, CPU).expand(4, 6, *size), ~kept)
+    assert sparse.count_dropped(seeds, blocks) == sparse.dropped_mask(seeds, blocks, CPU).sum()
     out, scale = sparse.apply_blocks(x, seeds, blocks)
     assert torch.equal(out, reference.drop_block(x, kept))
     assert scale == (kept.numel() / kept.sum().item() if kept.any() else 0.0)
@@ -131,7 +131,7 @@ def test_the_same_seeds_give_the_oracles_mask_and_values(shared, layout, size, b
 def test_the_surplus_of_a_fixed_number_drops_nothing():
     seed, blocks = rng_seed(), some_blocks()
     seeds, fixed = sparse.draw_seeds(seed, blocks), sparse.draw_fixed_number(seed, blocks)
-    assert torch.equal(sparse.dropped_mask(fixed, blocks), sparse.dropped_mask(seeds, blocks))
+    assert torch.equal(sparse.dropped_mask(fixed, blocks, CPU), sparse.dropped_mask(seeds, blocks, CPU))
 
 
 @pytest.mark.parametrize("at_once", [1, 100, 5000, 10**9])
@@ -150,4 +150,4 @@ def test_working_on_parts_changes_nothing(monkeypatch, at_once, shape):
 def test_counting_when_all_or_nearly_all_is_dropped(keep_prob):
     blocks = some_blocks(keep_prob=keep_prob)
     seeds = sparse.draw_seeds(rng_seed(), blocks)
-    assert sparse.count_dropped(seeds, blocks) == sparse.dropped_mask(seeds, blocks).sum() > 0.99 * blocks.units
+    assert sparse.count_dropped(seeds, blocks) == sparse.dropped_mask(seeds, blocks, CPU).sum() > 0.99 * blocks.units

@@ -18,13 +18,13 @@ def draw_rng_seed(device: torch.device, generator: torch.Generator | None) -> Te
 
 
 def uniforms(rng_seed: Tensor, start: int, count: int) -> Tensor:
-    """Numbers `start` to `start + count` of the stream: float64 in [0, 1), on the device of `rng_seed`."""
+    """Numbers `start` to `start + count` of the stream: float64 in [0, 1], on the device of `rng_seed`."""
     z = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=rng_seed.device)
     z.mul_(_signed(0x9E3779B97F4A7C15)).add_(rng_seed)
     z.bitwise_xor_(_shift_right(z, 30)).mul_(_signed(0xBF58476D1CE4E5B9))
     z.bitwise_xor_(_shift_right(z, 27)).mul_(_signed(0x94D049BB133111EB))
     z.bitwise_xor_(_shift_right(z, 31))
-    return _shift_right(z, 11).to(torch.float64).mul_(2.0**-53)
+    return z.to(torch.float64).mul_(2.0**-64).add_(0.5)
 
 
 def _signed(word: int) -> int:

@@ -26,7 +26,7 @@ from .rng import uniforms
 # so the last bit of a logarithm, and with it the mask, cannot depend on the number of threads.
 DRAWN_AT_ONCE = 16384
 # How many bytes are worked on at once, so that the second pass over them finds them in the cache.
-BYTES_AT_ONCE = 1 << 20
+BYTES_AT_ONCE = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,11 @@ class Blocks:
         """How many entries the mask has."""
         return math.prod(self.own_lead) * math.prod(self.size)
 
+    @property
+    def planes(self) -> Blocks:
+        """The same blocks in the mask, with one leading dimension: a shared mask is one plane."""
+        return replace(self, lead=(math.prod(self.own_lead),), shared=())
+
     def batched(self, batch: int, *, shared: bool) -> Blocks:
         """The same blocks with one more leading dimension in front."""
         moved = tuple(i + 1 for i in self.shared)
@@ -80,8 +85,8 @@ def draw_seeds(rng_seed: Tensor, blocks: Blocks) -> Tensor:
     once is eight standard deviations more than expected, and the surplus stands at `blocks.positions`, which is
     one past the last position.
     """
-    if blocks.gamma == 0.0:
-        return torch.empty(0, dtype=torch.int64, device=rng_seed.device)
+    if blocks.gamma in (0.0, 1.0):
+        return torch.arange(blocks.positions if blocks.gamma else 0, dtype=torch.int64, device=rng_seed.device)
     if rng_seed.device.type == "cpu":
         return torch.cat(list(_seeds_up_to_the_last(rng_seed, blocks)))
     return draw_fixed_number(rng_seed, blocks)
@@ -107,12 +112,44 @@ def _enough(expected: float) -> int:
 
 
 def _gaps(rng_seed: Tensor, start: int, count: int, blocks: Blocks) -> Tensor:
-    lam = -math.log1p(-blocks.gamma) if blocks.gamma < 1 else math.inf
-    gaps = uniforms(rng_seed, start, count).neg_().log1p_().div_(-lam).floor_()
-    return gaps.clamp_(max=blocks.positions).to(torch.int64).add_(1)
+    gaps = uniforms(rng_seed, start, count).log_().div_(math.log1p(-blocks.gamma)).clamp_(max=blocks.positions)
+    return gaps.to(torch.int64).add_(1)
 
 
 # --- from seeds to memory ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cover:
+    """The memory that blocks cover in a tensor of some strides, as contiguous stretches of `length` elements.
+
+    `first` is the offset of each block's first unit, in the order of the seeds; the stretches of a block start at
+    `offsets` from there.
+    """
+
+    first: Tensor
+    length: int
+    offsets: Tensor
+
+    def fill(self, memory: Tensor, value: float, span: slice = slice(None), before: int = 0) -> None:
+        """Write `value` over the blocks of the seeds in `span`; `before` elements are not part of `memory`."""
+        reach = 1 + sum((n - 1) * stride for n, stride in zip(memory.shape, memory.stride(), strict=True))
+        first = self.first[span] - before if before else self.first[span]
+        if self.length == 1 and len(first) > 2048:
+            # element by element: one pass for each offset keeps the index in the cache
+            elements = memory.as_strided((reach,), (1,))
+            for offset in self.offsets.tolist():
+                elements[offset:].index_fill_(0, first, value)
+            return
+        starts = first if len(self.offsets) == 1 else (first.unsqueeze(1) + self.offsets).flatten()
+        # row i of this view is the stretch of memory that starts at element i
+        memory.as_strided((reach - self.length + 1, self.length), (1, 1)).index_fill_(0, starts, value)
+
+
+def cover(seeds: Tensor, blocks: Blocks, strides: Sequence[int]) -> Cover:
+    """Where the blocks of `seeds` lie in a tensor of these strides."""
+    length, offsets = _stretches(blocks, strides)
+    return Cover(_first_units(seeds, blocks, strides), length, offsets)
 
 
 def _first_units(seeds: Tensor, blocks: Blocks, strides: Sequence[int]) -> Tensor:
@@ -123,22 +160,24 @@ def _first_units(seeds: Tensor, blocks: Blocks, strides: Sequence[int]) -> Tenso
     """
     rank = len(blocks.lead)
     digits = [(n, strides[i]) for i, n in enumerate(blocks.lead) if i not in blocks.shared]
-    digits += list(zip(blocks.valid, strides[rank:], strict=True))
+    digits += zip(blocks.valid, strides[rank:], strict=True)
     units = seeds * digits[-1][1]
     quotient, divisor = seeds, 1
     for (_, stride), (radix, inner) in zip(reversed(digits[:-1]), reversed(digits), strict=False):
         divisor *= radix
         if stride != radix * inner:
-            quotient, divisor = quotient // divisor, 1
+            if divisor > 1:
+                # exact below 2^53, and twice as fast as a division of integers
+                quotient, divisor = quotient.to(torch.float64).div_(divisor).to(torch.int64), 1
             units.add_(quotient, alpha=stride - radix * inner)
     return units
 
 
-def _rows(blocks: Blocks, strides: Sequence[int]) -> tuple[int, Tensor]:
-    """A block as stretches of contiguous memory: their length, and their offsets from the block's first unit."""
+def _stretches(blocks: Blocks, strides: Sequence[int]) -> tuple[int, Tensor]:
+    """A block as contiguous stretches of memory: their length, and their offsets from the block's first unit."""
     rank = len(blocks.lead)
     axes = [(strides[i], blocks.lead[i]) for i in blocks.shared]
-    axes += list(zip(strides[rank:], blocks.block, strict=True))
+    axes += zip(strides[rank:], blocks.block, strict=True)
     length, offsets = 1, torch.zeros(1, dtype=torch.int64, device="cpu")
     for stride, extent in sorted(axis for axis in axes if axis[1] > 1):
         if stride == length and len(offsets) == 1:
@@ -148,17 +187,11 @@ def _rows(blocks: Blocks, strides: Sequence[int]) -> tuple[int, Tensor]:
     return length, offsets
 
 
-def _fill(memory: Tensor, first_units: Tensor, rows: tuple[int, Tensor], value: int) -> None:
-    """Write `value` over whole blocks; `memory` is any tensor, of which the strides alone matter."""
-    length, offsets = rows
-    reach = 1 + sum((n - 1) * stride for n, stride in zip(memory.shape, memory.stride(), strict=True))
-    starts = first_units if len(offsets) == 1 else (first_units.unsqueeze(1) + offsets).flatten()
-    # row i of this view is the stretch of memory that starts at element i
-    memory.as_strided((reach - length + 1, length), (1, 1)).index_fill_(0, starts, value)
-
-
 def _spans(seeds: Tensor, total: int, step: int, positions: int) -> Iterator[tuple[int, int, slice]]:
     """Cut `total` equal parts, of `positions` seed positions each, into spans of `step`, with their seeds."""
+    if total <= step:
+        yield 0, total, slice(None)
+        return
     lows = range(0, total, step)
     bounds = torch.tensor([low * positions for low in lows[1:]], dtype=torch.int64, device="cpu")
     cuts = torch.searchsorted(seeds, bounds).tolist()
@@ -185,7 +218,7 @@ def apply_blocks(
 
 def apply_masked(input: Tensor, out: Tensor, seeds: Tensor, blocks: Blocks, scale: float | Tensor | None) -> Tensor:
     """Write the scaled input with its blocks zeroed into `out`, on any device, with nothing read back."""
-    dropped = dropped_mask(seeds.to(input.device), blocks)
+    dropped = dropped_mask(seeds, blocks, input.device)
     op = torch.float64 if input.dtype == torch.float64 else torch.float32
     if not isinstance(scale, Tensor):
         kept = blocks.units - dropped.sum()
@@ -195,16 +228,14 @@ def apply_masked(input: Tensor, out: Tensor, seeds: Tensor, blocks: Blocks, scal
     return scale
 
 
-def dropped_mask(seeds: Tensor, blocks: Blocks) -> Tensor:
-    """The mask that the seeds make, True where dropped: bool of shape `(*own_lead, *size)`, on the seeds' device."""
-    plane = math.prod(blocks.size)
-    # the surplus of `draw_fixed_number` marks one plane too many
-    mask = torch.zeros(blocks.units + plane, dtype=torch.bool, device=seeds.device)
-    own = replace(blocks, lead=(math.prod(blocks.own_lead),), shared=())
-    strides = _contiguous_strides((1, *blocks.size))
-    length, offsets = _rows(own, strides)
-    _fill(mask, _first_units(seeds, own, strides), (length, offsets.to(seeds.device)), 1)
-    return mask[: blocks.units].view(*blocks.own_lead, *blocks.size)
+def dropped_mask(seeds: Tensor, blocks: Blocks, device: torch.device) -> Tensor:
+    """The mask that the seeds make, True where dropped: bool of shape `(*own_lead, *size)`."""
+    planes = blocks.planes
+    # the surplus of `draw_fixed_number` marks a plane more
+    mask = torch.zeros((planes.lead[0] + 1, *blocks.size), dtype=torch.bool, device=device)
+    covered = cover(seeds, planes, mask.stride())
+    Cover(covered.first.to(device), covered.length, covered.offsets.to(device)).fill(mask, True)
+    return mask[:-1].view(*blocks.own_lead, *blocks.size)
 
 
 def count_dropped(seeds: Tensor, blocks: Blocks) -> int:
@@ -212,17 +243,16 @@ def count_dropped(seeds: Tensor, blocks: Blocks) -> int:
     block_units, plane = math.prod(blocks.block), math.prod(blocks.size)
     if block_units == 1 or block_units == plane:  # blocks cannot overlap
         return len(seeds) * block_units
-    planes, positions = math.prod(blocks.own_lead), math.prod(blocks.valid)
-    at_once = min(planes, max(1, BYTES_AT_ONCE // plane))
-    # 128 rows of 64-bit lanes: their sum cannot carry from one byte to the next, and it is many times faster than
-    # counting bytes
-    mask = torch.empty(-(-at_once * plane // 1024) * 1024, dtype=torch.uint8, device="cpu")
-    own = replace(blocks, lead=(planes,), shared=())
-    strides = _contiguous_strides((planes, *blocks.size))
-    units, rows = _first_units(seeds, own, strides), _rows(own, strides)
+    planes = blocks.planes
+    total = planes.lead[0]
+    at_once = min(total, max(1, BYTES_AT_ONCE // plane))
+    # whole 64-bit lanes, 128 to a sum: none can carry from one byte to the next, and it is many times faster than
+    # counting bytes; PyTorch fills a bool tensor nearly twice as fast as one of another type
+    mask = torch.empty(-(-at_once * plane // 1024) * 1024, dtype=torch.bool, device="cpu")
+    covered = cover(seeds, planes, (plane, *_contiguous_strides(blocks.size)))
     dropped = 0
-    for low, _, span in _spans(seeds, planes, at_once, positions):
-        _fill(mask.zero_(), units[span] - low * plane, rows, 1)
+    for low, _, span in _spans(seeds, total, at_once, math.prod(blocks.valid)):
+        covered.fill(mask.zero_(), True, span, before=low * plane)
         dropped += int(mask.view(torch.int64).view(-1, 128).sum(1).view(torch.uint8).sum())
     return dropped
 
@@ -230,14 +260,14 @@ def count_dropped(seeds: Tensor, blocks: Blocks) -> int:
 def scale_and_zero(input: Tensor, out: Tensor, seeds: Tensor, scale: float, blocks: Blocks) -> None:
     """Write `input * scale` into `out`, and 0 over the blocks, on the CPU; `out` may be `input`."""
     if not blocks.shared and _is_one_axis(input, len(blocks.lead)) and _is_one_axis(out, len(blocks.lead)):
-        blocks = replace(blocks, lead=(math.prod(blocks.lead),))
+        blocks = blocks.planes
         input, out = (t.view(*blocks.lead, *blocks.size) for t in (input, out))
-    units, rows = _first_units(seeds, blocks, out.stride()), _rows(blocks, out.stride())
+    covered = cover(seeds, blocks, out.stride())
     total = blocks.lead[0]
     at_once = total if 0 in blocks.shared else max(1, BYTES_AT_ONCE * total // (out.numel() * out.itemsize))
     for low, high, span in _spans(seeds, total, at_once, blocks.positions // total):
         torch.mul(input[low:high], scale, out=out[low:high])
-        _fill(out, units[span], rows, 0)
+        covered.fill(out, 0, span)
 
 
 def _is_one_axis(tensor: Tensor, lead: int) -> bool:
