@@ -20,6 +20,7 @@ LAYERS = [
     {"modules"},
     {"__init__"},
     {"photo", "figures"},
+    {"demo"},
     {"cli"},
     {"__main__"},
 ]

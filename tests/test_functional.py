@@ -27,7 +27,7 @@ def test_shape_and_dtype_are_kept(drop_block, lead, dtype):
 def test_ones_in_mean_one_out_to_the_precision_of_the_dtype(dtype):
     y = drop_block2d(torch.ones(50, 256, 28, 28, dtype=dtype), 7, keep_prob=0.9)
     assert y.numel() > 10_000_000
-    assert abs(y.double().mean().item() - 1) < torch.finfo(dtype).eps
+    assert abs(y.double().mean().item() - 1) < 4 * torch.finfo(dtype).eps  # float64: the sum of the test rounds too
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -22,9 +22,11 @@ from torch import Tensor
 from .geometry import Size, valid_region
 from .rng import uniforms
 
-# How many gaps are drawn at once. Below the size from which PyTorch splits an elementwise operation among threads,
-# so the last bit of a logarithm, and with it the mask, cannot depend on the number of threads.
+# How many gaps are drawn at once, and how many logarithms are taken at once. From 32,768 elements on, and for
+# logarithms from 2,048 on, PyTorch splits an operation among threads: for so little work they would wait for each
+# other longer than they work, and the last bit of a logarithm, and with it the mask, could depend on their number.
 DRAWN_AT_ONCE = 16384
+LOGARITHMS_AT_ONCE = 2048
 # How many bytes are worked on at once, so that the second pass over them finds them in the cache.
 BYTES_AT_ONCE = 1 << 23
 
@@ -112,8 +114,10 @@ def _enough(expected: float) -> int:
 
 
 def _gaps(rng_seed: Tensor, start: int, count: int, blocks: Blocks) -> Tensor:
-    gaps = uniforms(rng_seed, start, count).log_().div_(math.log1p(-blocks.gamma)).clamp_(max=blocks.positions)
-    return gaps.to(torch.int64).add_(1)
+    gaps = uniforms(rng_seed, start, count)
+    for part in torch.split(gaps, LOGARITHMS_AT_ONCE if gaps.device.type == "cpu" else count):
+        part.log_()
+    return gaps.div_(math.log1p(-blocks.gamma)).clamp_(max=blocks.positions).to(torch.int64).add_(1)
 
 
 # --- from seeds to memory ----------------------------------------------------------------------------------------

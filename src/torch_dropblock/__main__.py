@@ -1,0 +1,30 @@
+"""The entry point of the command `torch-dropblock`, and of `python -m torch_dropblock`."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+# what the extra `cli` brings, by the names they are imported under
+EXTRA = {"typer", "rich", "matplotlib", "PIL", "numpy"}
+
+
+def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # γ and × are not in every code page; a question mark for them is better than a traceback
+            stream.reconfigure(errors="replace")
+    try:
+        from .cli import app
+
+        app()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXTRA:
+            raise
+        message = f'error: {error.name} is not installed; run: pip install "torch-dropblock[cli]"'
+        print(message, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
