@@ -15,7 +15,7 @@ LAYERS = [
     {"checks", "rng"},
     {"geometry"},
     {"reference", "sparse"},
-    {"autograd"},
+    {"autograd", "compiled"},
     {"functional"},
     {"modules"},
     {"__init__"},

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import checks, geometry
+from . import checks, compiled, geometry
 from .autograd import ApplyBlocks, Scale
 from .checks import Rate
 from .rng import draw_rng_seed
@@ -112,17 +112,23 @@ def _drop_block(
     inplace: bool,
     generator: torch.Generator | None,
 ) -> Tensor:
+    compiling = torch.compiler.is_compiling()
     input = checks.feature_map(input, dims)
     block_size = checks.positive_ints("block_size", block_size, dims)
-    keep_prob = checks.probability("keep_prob", keep_prob)
+    if not (compiling and isinstance(keep_prob, Tensor)):
+        keep_prob = checks.probability("keep_prob", keep_prob)
     checks.rate(rate)
     checks.flag("share_channels", share_channels)
     checks.flag("training", training)
     checks.generator(generator, input.device)
-    if checks.flag("inplace", inplace) and training:
+    checks.flag("inplace", inplace)
+    if not training:
+        return input
+    if compiling:
+        return compiled.drop_block(input, block_size, keep_prob, rate, share_channels, inplace, generator)
+    if inplace:
         checks.writable(input)
-
-    if not training or keep_prob == 1.0 or input.numel() == 0:
+    if keep_prob == 1.0 or input.numel() == 0:
         return input
     if input.is_meta:
         return torch.empty_like(input)

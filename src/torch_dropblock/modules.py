@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from . import checks, geometry
 from .checks import Rate
 from .functional import DROP_BLOCK
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class _DropBlockNd(nn.Module):
@@ -40,12 +44,21 @@ class _DropBlockNd(nn.Module):
     @keep_prob.setter
     def keep_prob(self, value: float | Tensor) -> None:
         self._keep_prob = checks.probability("keep_prob", value)
+        # Compiled code reads this tensor, since it would be compiled again for each new value of a float. It is no
+        # buffer, so that it is not rounded by `half()`, broadcast by DDP or saved; and it is replaced, not filled, so
+        # that a backward pass still to come finds the value of its forward pass.
+        self._keep_prob_tensor = torch.tensor(self._keep_prob, dtype=torch.float64, device="cpu")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.keep_prob = self._keep_prob  # a layer that was built with fake tensors gets a real one
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def forward(self, input: Tensor) -> Tensor:
         return DROP_BLOCK[self.dims](
             input,
             self.block_size,
-            keep_prob=self.keep_prob,
+            keep_prob=self._keep_prob_tensor if torch.compiler.is_compiling() else self._keep_prob,
             rate=self.rate,
             share_channels=self.share_channels,
             training=self.training,

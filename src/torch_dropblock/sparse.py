@@ -87,7 +87,7 @@ def draw_seeds(rng_seed: Tensor, blocks: Blocks) -> Tensor:
     once is eight standard deviations more than expected, and the surplus stands at `blocks.positions`, which is
     one past the last position.
     """
-    if blocks.gamma in (0.0, 1.0):
+    if blocks.gamma in (0.0, 1.0) or not blocks.positions:
         return torch.arange(blocks.positions if blocks.gamma else 0, dtype=torch.int64, device=rng_seed.device)
     if rng_seed.device.type == "cpu":
         return torch.cat(list(_seeds_up_to_the_last(rng_seed, blocks)))
@@ -223,23 +223,49 @@ def apply_blocks(
 def apply_masked(input: Tensor, out: Tensor, seeds: Tensor, blocks: Blocks, scale: float | Tensor | None) -> Tensor:
     """Write the scaled input with its blocks zeroed into `out`, on any device, with nothing read back."""
     dropped = dropped_mask(seeds, blocks, input.device)
-    op = torch.float64 if input.dtype == torch.float64 else torch.float32
     if not isinstance(scale, Tensor):
-        kept = blocks.units - dropped.sum()
-        widest = torch.float32 if input.device.type == "mps" else torch.float64
-        scale = torch.full_like(kept, blocks.units, dtype=widest).div(kept).to(op)
-    out.copy_(input.to(op) * scale).masked_fill_(dropped, 0)
+        scale = scale_of(dropped)
+    op = torch.float64 if input.dtype == torch.float64 else torch.float32
+    out.copy_(input.to(op) * scale.to(op)).masked_fill_(dropped, 0)
     return scale
 
 
-def dropped_mask(seeds: Tensor, blocks: Blocks, device: torch.device) -> Tensor:
+def dropped_mask(seeds: Tensor, blocks: Blocks, device: torch.device, channels_last: bool = False) -> Tensor:
     """The mask that the seeds make, True where dropped: bool of shape `(*own_lead, *size)`."""
-    planes = blocks.planes
-    # the surplus of `draw_fixed_number` marks a plane more
-    mask = torch.zeros((planes.lead[0] + 1, *blocks.size), dtype=torch.bool, device=device)
-    covered = cover(seeds, planes, mask.stride())
+    own = replace(blocks, lead=blocks.own_lead, shared=())
+    # the surplus of `draw_fixed_number` lies one past the end of the first dimension
+    mask = empty_mask((own.lead[0] + 1, *own.lead[1:], *own.size), device, channels_last).zero_()
+    covered = cover(seeds, own, mask.stride())
     Cover(covered.first.to(device), covered.length, covered.offsets.to(device)).fill(mask, True)
-    return mask[:-1].view(*blocks.own_lead, *blocks.size)
+    return mask[: own.lead[0]]
+
+
+def empty_mask(shape: Size, device: torch.device, channels_last: bool) -> Tensor:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    memory_format = formats[len(shape)] if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=torch.bool, device=device, memory_format=memory_format)
+
+
+def scale_of(dropped: Tensor) -> Tensor:
+    """What is kept is multiplied by the number of units over the number kept, a tensor of no dimensions."""
+    memory = dropped.as_strided((dropped.numel(),), (1,))
+    kept = (dropped.numel() - _count(memory)).clamp_(min=1)
+    return torch.full_like(kept, dropped.numel(), dtype=widest_float(dropped.device)).div_(kept)
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _count(memory: Tensor) -> Tensor:
+    """How many entries of a bool tensor of one dimension are True.
+
+    Whole 64-bit lanes are added, 128 to a sum, so that none can carry from one byte to the next: many times faster
+    than PyTorch adds bools.
+    """
+    whole = len(memory) // 1024
+    lanes = memory[: whole * 1024].view(torch.int64).view(whole, 128).sum(1)
+    return lanes.view(torch.uint8).sum() + memory[whole * 1024 :].sum()
 
 
 def count_dropped(seeds: Tensor, blocks: Blocks) -> int:
@@ -250,14 +276,13 @@ def count_dropped(seeds: Tensor, blocks: Blocks) -> int:
     planes = blocks.planes
     total = planes.lead[0]
     at_once = min(total, max(1, BYTES_AT_ONCE // plane))
-    # whole 64-bit lanes, 128 to a sum: none can carry from one byte to the next, and it is many times faster than
-    # counting bytes; PyTorch fills a bool tensor nearly twice as fast as one of another type
-    mask = torch.empty(-(-at_once * plane // 1024) * 1024, dtype=torch.bool, device="cpu")
+    # PyTorch fills a bool tensor nearly twice as fast as one of another type
+    mask = torch.empty(at_once * plane, dtype=torch.bool, device="cpu")
     covered = cover(seeds, planes, (plane, *_contiguous_strides(blocks.size)))
     dropped = 0
     for low, _, span in _spans(seeds, total, at_once, math.prod(blocks.valid)):
         covered.fill(mask.zero_(), True, span, before=low * plane)
-        dropped += int(mask.view(torch.int64).view(-1, 128).sum(1).view(torch.uint8).sum())
+        dropped += int(_count(mask))
     return dropped
 
 
