@@ -219,7 +219,7 @@ def test_a_small_network_trains():
 def kernels(code):
     """The bodies of the kernels that a generated file defines, by name."""
     return dict(
-        re.findall(r"^(\w+) = async_compile\.cpp_pybinding\([^\n]*r'''(.*?)'''\)", code, re.DOTALL | re.MULTILINE)
+        re.findall(r"^(\w+) = async_compile\.cpp_pybinding\([^\n]*'''(.*?)'''\)", code, re.DOTALL | re.MULTILINE)
     )
 
 
@@ -299,7 +299,7 @@ def test_channels_last_masks_lie_as_their_input_does():
 
 
 def test_a_bad_input_is_named():
-    with pytest.raises(Exception, match=r"input must be .*got one of shape \(8, 8\)"):
-        torch.compile(DropBlock2d(3), backend="eager", fullgraph=True)(torch.ones(8, 8))
+    with pytest.raises(ValueError, match=r"^input must be .*got one of shape \(8, 8\)"):
+        torch.compile(DropBlock2d(3), backend="eager")(torch.ones(8, 8))
     with pytest.raises(RuntimeError, match="leaf"):
         torch.compile(DropBlock2d(3, inplace=True), backend="eager")(torch.ones(2, 3, 8, 8, requires_grad=True))
