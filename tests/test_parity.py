@@ -95,4 +95,4 @@ def test_seeds_are_as_dense_as_the_oracles(case):
     assert len(seeds) <= blocks.positions
     if blocks.gamma in (0.0, 1.0):
         assert len(seeds) == blocks.gamma * blocks.positions
-    assert sparse.count_dropped(seeds, blocks) == sparse.dropped_mask(seeds, blocks, seeds.device).sum()
+    assert sparse.count_dropped(seeds, blocks.planes()) == sparse.dropped_mask(seeds, blocks, seeds.device).sum()

@@ -117,8 +117,9 @@ def test_the_same_seeds_give_the_oracles_mask_and_values(shared, layout, size, b
     x = LAYOUTS[layout](torch.randn(4, 6, *size))
 
     assert torch.equal(sparse.dropped_mask(seeds, blocks, CPU).expand(4, 6, *size), ~kept)
-    assert sparse.count_dropped(seeds, blocks) == sparse.dropped_mask(seeds, blocks, CPU).sum()
-    out, scale = sparse.apply_blocks(x, seeds, blocks)
+    assert sparse.count_dropped(seeds, blocks.planes()) == sparse.dropped_mask(seeds, blocks, CPU).sum()
+    out = torch.empty_like(x)
+    scale = sparse.apply_blocks(x, out, seeds, blocks)
     assert torch.equal(out, reference.drop_block(x, kept))
     assert scale == (kept.numel() / kept.sum().item() if kept.any() else 0.0)
     masked = torch.empty_like(x)
@@ -139,15 +140,20 @@ def test_the_surplus_of_a_fixed_number_drops_nothing():
 def test_working_on_parts_changes_nothing(monkeypatch, at_once, shape):
     blocks = some_blocks(shape[:2], shape[2:])
     seeds, x = sparse.draw_seeds(rng_seed(), blocks), torch.randn(shape)
-    whole, count = sparse.apply_blocks(x, seeds, blocks), sparse.count_dropped(seeds, blocks)
+    whole, parts, count = torch.empty_like(x), torch.empty_like(x), sparse.count_dropped(seeds, blocks.planes())
+    sparse.apply_blocks(x, whole, seeds, blocks)
     monkeypatch.setattr(sparse, "BYTES_AT_ONCE", at_once)
-    parts = sparse.apply_blocks(x, seeds, blocks)
-    assert torch.equal(parts[0], whole[0])
-    assert sparse.count_dropped(seeds, blocks) == count
+    sparse.apply_blocks(x, parts, seeds, blocks)
+    assert torch.equal(parts, whole)
+    assert sparse.count_dropped(seeds, blocks.planes()) == count
 
 
 @pytest.mark.parametrize("keep_prob", [0.0, 1e-9])
 def test_counting_when_all_or_nearly_all_is_dropped(keep_prob):
     blocks = some_blocks(keep_prob=keep_prob)
     seeds = sparse.draw_seeds(rng_seed(), blocks)
-    assert sparse.count_dropped(seeds, blocks) == sparse.dropped_mask(seeds, blocks, CPU).sum() > 0.99 * blocks.units
+    assert (
+        sparse.count_dropped(seeds, blocks.planes())
+        == sparse.dropped_mask(seeds, blocks, CPU).sum()
+        > 0.99 * blocks.units
+    )

@@ -5,6 +5,7 @@ What is saved for the backward pass is the RNG seed; the same seeds are drawn fr
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,11 @@ class ApplyBlocks(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, rng_seed: Tensor, blocks: Blocks, scale: Scale, inplace: bool) -> Tensor:
+        # The output is allocated before anything small: else that takes the memory which the last step gave back, and
+        # the operating system has to find, and clear, new memory for each output.
+        output = input if inplace else torch.empty_like(input)
         seeds = sparse.draw_seeds(rng_seed, blocks)
-        output, scale.value = sparse.apply_blocks(input, seeds, blocks, scale.value, inplace=inplace)
+        scale.value = sparse.apply_blocks(input, output, seeds, blocks, scale.value)
         return output
 
     @staticmethod
@@ -74,3 +78,7 @@ class ApplyBlocks(torch.autograd.Function):
             rng_seed = rng_seed.select(seed_dim, 0)
         blocks = blocks.batched(info.batch_size, shared=seed_dim is None)
         return ApplyBlocks.apply(input, rng_seed, blocks, scale, inplace), 0
+
+
+# `Function.apply` looks the signature up at every call, which takes longer than the rest of it
+ApplyBlocks.forward.__signature__ = inspect.signature(ApplyBlocks.forward)  # type: ignore[attr-defined]

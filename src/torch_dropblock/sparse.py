@@ -13,8 +13,9 @@ int64, sorted, none twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -29,9 +30,10 @@ DRAWN_AT_ONCE = 16384
 LOGARITHMS_AT_ONCE = 2048
 # How many bytes are worked on at once, so that the second pass over them finds them in the cache.
 BYTES_AT_ONCE = 1 << 23
+WHOLE = slice(None)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Blocks:
     """Where blocks may fall in a tensor of shape `(*lead, *size)`, and how densely.
 
@@ -44,29 +46,17 @@ class Blocks:
     gamma: float
     shared: tuple[int, ...] = ()
 
-    @property
-    def valid(self) -> Size:
-        return valid_region(self.size, self.block)
+    def __post_init__(self) -> None:
+        self.valid = valid_region(self.size, self.block)
+        # with 1 for the shared dimensions: a mask of shape (*own_lead, *size) broadcasts
+        self.own_lead = tuple(1 if i in self.shared else n for i, n in enumerate(self.lead))
+        planes = math.prod(self.own_lead)
+        self.positions = planes * math.prod(self.valid)  # of seeds, in all planes
+        self.units = planes * math.prod(self.size)  # of the mask
 
-    @property
-    def own_lead(self) -> Size:
-        """The leading dimensions with 1 for the shared ones: a mask of shape `(*own_lead, *size)` broadcasts."""
-        return tuple(1 if i in self.shared else n for i, n in enumerate(self.lead))
-
-    @property
-    def positions(self) -> int:
-        """How many seed positions there are."""
-        return math.prod(self.own_lead) * math.prod(self.valid)
-
-    @property
-    def units(self) -> int:
-        """How many entries the mask has."""
-        return math.prod(self.own_lead) * math.prod(self.size)
-
-    @property
     def planes(self) -> Blocks:
         """The same blocks in the mask, with one leading dimension: a shared mask is one plane."""
-        return replace(self, lead=(math.prod(self.own_lead),), shared=())
+        return Blocks((math.prod(self.own_lead),), self.size, self.block, self.gamma)
 
     def batched(self, batch: int, *, shared: bool) -> Blocks:
         """The same blocks with one more leading dimension in front."""
@@ -90,7 +80,8 @@ def draw_seeds(rng_seed: Tensor, blocks: Blocks) -> Tensor:
     if blocks.gamma in (0.0, 1.0) or not blocks.positions:
         return torch.arange(blocks.positions if blocks.gamma else 0, dtype=torch.int64, device=rng_seed.device)
     if rng_seed.device.type == "cpu":
-        return torch.cat(list(_seeds_up_to_the_last(rng_seed, blocks)))
+        drawn = list(_seeds_up_to_the_last(rng_seed, blocks))
+        return torch.cat(drawn) if len(drawn) > 1 else drawn[0]
     return draw_fixed_number(rng_seed, blocks)
 
 
@@ -135,28 +126,39 @@ class Cover:
     length: int
     offsets: Tensor
 
-    def fill(self, memory: Tensor, value: float, span: slice = slice(None), before: int = 0) -> None:
+    @cached_property
+    def starts(self) -> Tensor:
+        """The offset of each stretch, those of a block one after the other."""
+        return self.first if len(self.offsets) == 1 else (self.first.unsqueeze(1) + self.offsets).flatten()
+
+    def fill(self, memory: Tensor, value: float, span: slice = WHOLE, before: int = 0) -> None:
         """Write `value` over the blocks of the seeds in `span`; `before` elements are not part of `memory`."""
         reach = 1 + sum((n - 1) * stride for n, stride in zip(memory.shape, memory.stride(), strict=True))
-        first = self.first[span] - before if before else self.first[span]
-        if self.length == 1 and len(first) > 2048:
+        if self.length == 1 and len(self.first) > 2048:
             # element by element: one pass for each offset keeps the index in the cache
+            first = self.first[span] - before if before else self.first[span]
             elements = memory.as_strided((reach,), (1,))
             for offset in self.offsets.tolist():
                 elements[offset:].index_fill_(0, first, value)
             return
-        starts = first if len(self.offsets) == 1 else (first.unsqueeze(1) + self.offsets).flatten()
+        n = len(self.offsets)
+        starts = self.starts if span == WHOLE else self.starts[span.start * n : span.stop * n]
         # row i of this view is the stretch of memory that starts at element i
-        memory.as_strided((reach - self.length + 1, self.length), (1, 1)).index_fill_(0, starts, value)
+        rows = memory.as_strided((reach - self.length + 1, self.length), (1, 1))
+        rows.index_fill_(0, starts - before if before else starts, value)
 
 
-def cover(seeds: Tensor, blocks: Blocks, strides: Sequence[int]) -> Cover:
+def cover(seeds: Tensor, blocks: Blocks, strides: Size) -> Cover:
     """Where the blocks of `seeds` lie in a tensor of these strides."""
-    length, offsets = _stretches(blocks, strides)
-    return Cover(_first_units(seeds, blocks, strides), length, offsets)
+    rank = len(blocks.lead)
+    axes = [(strides[i], blocks.lead[i]) for i in blocks.shared]
+    axes += zip(strides[rank:], blocks.block, strict=True)
+    length, offsets = _stretches(tuple(axes))
+    offsets_there = torch.tensor(offsets, dtype=torch.int64, device=seeds.device)
+    return Cover(_first_units(seeds, blocks, strides), length, offsets_there)
 
 
-def _first_units(seeds: Tensor, blocks: Blocks, strides: Sequence[int]) -> Tensor:
+def _first_units(seeds: Tensor, blocks: Blocks, strides: Size) -> Tensor:
     """The offset in memory of the first unit of each block.
 
     A seed is a number whose digits, in a mixed radix, are its plane's indices and its place in the valid region.
@@ -177,24 +179,22 @@ def _first_units(seeds: Tensor, blocks: Blocks, strides: Sequence[int]) -> Tenso
     return units
 
 
-def _stretches(blocks: Blocks, strides: Sequence[int]) -> tuple[int, Tensor]:
-    """A block as contiguous stretches of memory: their length, and their offsets from the block's first unit."""
-    rank = len(blocks.lead)
-    axes = [(strides[i], blocks.lead[i]) for i in blocks.shared]
-    axes += zip(strides[rank:], blocks.block, strict=True)
-    length, offsets = 1, torch.zeros(1, dtype=torch.int64, device="cpu")
+@lru_cache(maxsize=1024)
+def _stretches(axes: tuple[tuple[int, int], ...]) -> tuple[int, tuple[int, ...]]:
+    """A box of memory, a stride and an extent for each axis, as stretches: their length, and their offsets."""
+    length, offsets = 1, [0]
     for stride, extent in sorted(axis for axis in axes if axis[1] > 1):
         if stride == length and len(offsets) == 1:
             length *= extent
         else:
-            offsets = (torch.arange(0, stride * extent, stride, device="cpu").unsqueeze(1) + offsets).flatten()
-    return length, offsets
+            offsets = [i * stride + offset for i in range(extent) for offset in offsets]
+    return length, tuple(offsets)
 
 
 def _spans(seeds: Tensor, total: int, step: int, positions: int) -> Iterator[tuple[int, int, slice]]:
     """Cut `total` equal parts, of `positions` seed positions each, into spans of `step`, with their seeds."""
     if total <= step:
-        yield 0, total, slice(None)
+        yield 0, total, WHOLE
         return
     lows = range(0, total, step)
     bounds = torch.tensor([low * positions for low in lows[1:]], dtype=torch.int64, device="cpu")
@@ -207,17 +207,25 @@ def _spans(seeds: Tensor, total: int, step: int, positions: int) -> Iterator[tup
 
 
 def apply_blocks(
-    input: Tensor, seeds: Tensor, blocks: Blocks, scale: float | Tensor | None = None, *, inplace: bool = False
-) -> tuple[Tensor, float | Tensor]:
-    """The input with the blocks of `seeds` zeroed and the rest scaled, and the scale, counted unless it is given."""
-    out = input if inplace else torch.empty_like(input)
+    input: Tensor, out: Tensor, seeds: Tensor, blocks: Blocks, scale: float | Tensor | None = None
+) -> float | Tensor:
+    """Write the input with the blocks of `seeds` zeroed and the rest scaled into `out`, which may be the input.
+
+    Returns the scale, which is counted unless it is given.
+    """
     if input.device.type != "cpu":
-        return out, apply_masked(input, out, seeds, blocks, scale)
+        return apply_masked(input, out, seeds, blocks, scale)
+    if not blocks.shared and all(_is_one_axis(t, len(blocks.lead)) for t in (input, out)):
+        blocks = blocks.planes()
+        input, out = (t.view(*blocks.lead, *blocks.size) for t in (input, out))
+    covered = cover(seeds, blocks, out.stride())
     if not isinstance(scale, float):
-        kept = blocks.units - count_dropped(seeds, blocks)
+        lies_like_mask = len(blocks.lead) == 1 and not blocks.shared and out.is_contiguous()
+        planes, in_mask = (blocks, covered) if lies_like_mask else (blocks.planes(), None)
+        kept = blocks.units - count_dropped(seeds, planes, in_mask)
         scale = blocks.units / kept if kept else 0.0
-    scale_and_zero(input, out, seeds, scale, blocks)
-    return out, scale
+    scale_and_zero(input, out, seeds, covered, scale, blocks)
+    return scale
 
 
 def apply_masked(input: Tensor, out: Tensor, seeds: Tensor, blocks: Blocks, scale: float | Tensor | None) -> Tensor:
@@ -235,8 +243,8 @@ def dropped_mask(seeds: Tensor, blocks: Blocks, device: torch.device, channels_l
     own = replace(blocks, lead=blocks.own_lead, shared=())
     # the surplus of `draw_fixed_number` lies one past the end of the first dimension
     mask = empty_mask((own.lead[0] + 1, *own.lead[1:], *own.size), device, channels_last).zero_()
-    covered = cover(seeds, own, mask.stride())
-    Cover(covered.first.to(device), covered.length, covered.offsets.to(device)).fill(mask, True)
+    there = cover(seeds, own, mask.stride())
+    Cover(there.first.to(device), there.length, there.offsets.to(device)).fill(mask, True)
     return mask[: own.lead[0]]
 
 
@@ -268,30 +276,25 @@ def _count(memory: Tensor) -> Tensor:
     return lanes.view(torch.uint8).sum() + memory[whole * 1024 :].sum()
 
 
-def count_dropped(seeds: Tensor, blocks: Blocks) -> int:
-    """How many entries of the mask are dropped, on the CPU."""
-    block_units, plane = math.prod(blocks.block), math.prod(blocks.size)
+def count_dropped(seeds: Tensor, planes: Blocks, covered: Cover | None = None) -> int:
+    """How many entries of the mask are dropped, on the CPU; `covered` is where blocks lie in it, if that is known."""
+    block_units, plane = math.prod(planes.block), math.prod(planes.size)
     if block_units == 1 or block_units == plane:  # blocks cannot overlap
         return len(seeds) * block_units
-    planes = blocks.planes
+    covered = covered or cover(seeds, planes, (plane, *_contiguous_strides(planes.size)))
     total = planes.lead[0]
     at_once = min(total, max(1, BYTES_AT_ONCE // plane))
     # PyTorch fills a bool tensor nearly twice as fast as one of another type
     mask = torch.empty(at_once * plane, dtype=torch.bool, device="cpu")
-    covered = cover(seeds, planes, (plane, *_contiguous_strides(blocks.size)))
     dropped = 0
-    for low, _, span in _spans(seeds, total, at_once, math.prod(blocks.valid)):
+    for low, _, span in _spans(seeds, total, at_once, math.prod(planes.valid)):
         covered.fill(mask.zero_(), True, span, before=low * plane)
         dropped += int(_count(mask))
     return dropped
 
 
-def scale_and_zero(input: Tensor, out: Tensor, seeds: Tensor, scale: float, blocks: Blocks) -> None:
-    """Write `input * scale` into `out`, and 0 over the blocks, on the CPU; `out` may be `input`."""
-    if not blocks.shared and _is_one_axis(input, len(blocks.lead)) and _is_one_axis(out, len(blocks.lead)):
-        blocks = blocks.planes
-        input, out = (t.view(*blocks.lead, *blocks.size) for t in (input, out))
-    covered = cover(seeds, blocks, out.stride())
+def scale_and_zero(input: Tensor, out: Tensor, seeds: Tensor, covered: Cover, scale: float, blocks: Blocks) -> None:
+    """Write `input * scale` into `out`, and 0 over what is covered, on the CPU; `out` may be `input`."""
     total = blocks.lead[0]
     at_once = total if 0 in blocks.shared else max(1, BYTES_AT_ONCE * total // (out.numel() * out.itemsize))
     for low, high, span in _spans(seeds, total, at_once, blocks.positions // total):
