@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_dropblock import DropBlock2d, expected_keep_rate, seed_probability
+from torch_dropblock.bench import processor
 
 KEEP_PROB = 0.9
 DROP_PROB = 0.1
@@ -192,15 +193,6 @@ def made_with(versions: dict[str, str], planes: int, seed: int, error: float) ->
     if missing := [peer for peer in PEERS if peer not in versions]:
         lines.append(f"Not installed, so left out: {', '.join(missing)}.")
     return "\n".join(lines)
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def number(form: str, value: float) -> str:

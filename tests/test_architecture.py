@@ -20,7 +20,7 @@ LAYERS = [
     {"modules"},
     {"__init__"},
     {"photo", "figures"},
-    {"demo"},
+    {"demo", "bench", "terminal"},
     {"cli"},
     {"__main__"},
 ]

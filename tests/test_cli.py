@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ import torch
 from matplotlib.text import Text
 from PIL import Image
 
-from torch_dropblock import __version__, cli, demo, expected_keep_rate, keep_rate_map, seed_probability
+from torch_dropblock import __version__, demo, expected_keep_rate, keep_rate_map, seed_probability, terminal
 from torch_dropblock.__main__ import main
 from torch_dropblock.figures import percent
 
@@ -110,7 +111,7 @@ def test_no_arguments_print_the_help():
 
 @pytest.mark.parametrize("missing", ["typer", "rich", "matplotlib", "PIL", "numpy"])
 def test_a_missing_package_names_the_extra(monkeypatch, tmp_path, missing):
-    for name in ("cli", "demo", "photo", "figures"):
+    for name in ("cli", "terminal", "demo", "photo", "figures"):
         monkeypatch.delitem(sys.modules, f"torch_dropblock.{name}", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
     line = complaint("demo", "--out", tmp_path)
@@ -293,7 +294,7 @@ def test_show_repeats_itself_with_the_same_seed(cat, tmp_path):
     assert pictures[0] == pictures[1] != pictures[2]
 
 
-@pytest.mark.parametrize("suffix", cli.FORMATS)
+@pytest.mark.parametrize("suffix", terminal.FORMATS)
 def test_show_writes_every_format_it_names(cat, tmp_path, suffix):
     target = tmp_path / f"out{suffix.upper()}"
     succeed("show", cat, "-o", target)
@@ -344,3 +345,43 @@ def test_show_into_a_folder_that_refuses(cat, tmp_path, monkeypatch):
 
 def test_show_with_an_unknown_rate(cat):
     assert complaint("show", cat, "--rate", "fast") == "rate must be 'exact' or 'paper', got 'fast'"
+
+
+# --- bench -------------------------------------------------------------------------------------------------------
+
+
+def test_bench(tmp_path, saved):
+    rows, plot = tmp_path / "rows.json", tmp_path / "ratios.png"
+    options = ("--rounds", "3", "--json", rows, "--plot", plot, "--dtype", "float32", "--dtype", "bfloat16")
+    code, out, _ = call("bench", "-s", "4x8x14x14", "-s", "4x8x50", *options)
+    assert code == 0
+    assert max(len(line) for line in out.splitlines()[:-2]) <= 80
+    assert out.splitlines()[-2:] == [str(rows), str(plot)]
+    measured = json.loads(rows.read_text())
+    assert {(tuple(row["shape"]), row["dtype"]) for row in measured} == {
+        (shape, dtype) for shape in ((4, 8, 14, 14), (4, 8, 50)) for dtype in ("float32", "bfloat16")
+    }
+    assert re.search(r"eager, bfloat16, contiguous\n", out)
+    assert "Saved for the backward pass by torch-dropblock: at most 0.005 bytes per element" in " ".join(out.split())
+    assert f"torch {torch.__version__.partition('+')[0]}" in " ".join(out.split())
+    (figure,) = saved
+    check_texts(figure)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("-s", "28x28"), "--shape must be 3 to 5 numbers"),
+        (("-s", "0x2x3x4"), "--shape must be"),
+        (("--dtype", "int8"), "--dtype must be one of float32"),
+        (("--layout", "nhwc"), "--layout must be one of contiguous, channels_last"),
+        (("--mode", "fast"), "--mode must be one of eager, compiled"),
+        (("-s", "2x3x4", "--layout", "channels_last"), "channels_last needs a shape of 4 or 5"),
+        (("--device", "nowhere"), "device 'nowhere' cannot be used here"),
+        (("--keep-prob", "2"), "keep_prob must be"),
+        (("--json", "not/there.json"), "there is no folder not to write there.json into"),
+        (("--plot", "ratios.gif"), "the output must end in"),
+    ],
+)
+def test_bench_refuses_before_it_measures(arguments, words):
+    assert words in complaint("bench", *arguments)

@@ -5,29 +5,34 @@ What needs matplotlib or Pillow is imported by the commands that draw: the other
 
 from __future__ import annotations
 
-import functools
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import itertools
+import json
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from . import __version__, checks, figures, geometry
 from .figures import joined, percent, share_dropped
+from .terminal import (
+    new_console,
+    new_table,
+    one_line_errors,
+    one_of,
+    one_thread,
+    parsed_keep_prob,
+    parsed_size,
+    print_clamped,
+    print_path,
+    writable,
+)
 
 if TYPE_CHECKING:
     pass
 
-P = ParamSpec("P")
-
-FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".pdf", ".svg")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,40 +51,6 @@ KeepProb = Annotated[
 Seed = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="The same seed draws the same picture again.")
 ]
-
-
-def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Say what is wrong with an argument or a file in one line, and exit with 2."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except BrokenPipeError:
-            raise  # whoever was reading has stopped; typer ends without a word
-        except OSError as error:
-            _fail(": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error))
-        except (TypeError, ValueError) as error:
-            _fail(str(error))
-
-    return run
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """What these commands do takes one thread seconds; two, waiting for each other on a busy machine, take a minute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _fail(message: str) -> NoReturn:
-    line = Text.assemble(("error: ", "bold red"), " ".join(message.split()))
-    Console(stderr=True).print(line, soft_wrap=True)
-    raise typer.Exit(2)
 
 
 def _print_version(wanted: bool) -> None:
@@ -132,10 +103,10 @@ def demo(
         pages = content.pages()
         for name, page in pages.items():
             page.savefig(out / name)
-    table = _table("block", "γ", "asked", "expected", "measured", "picture")
+    table = new_table("block", "γ", "asked", "expected", "measured", "picture")
     for row in content.shares():
         table.add_row(*row)
-    console = _console()
+    console = new_console()
     console.print(f"Share dropped in percent: map of {joined(content.size)}, keep_prob {KEEP_PROB}", style="bold")
     console.print(table)
     console.print(
@@ -143,7 +114,7 @@ def demo(
         "picture:  the one mask in block-sizes.png, which varies more for large blocks\n"
     )
     for name in pages:
-        _print_path(console, out / name)
+        print_path(console, out / name)
 
 
 # --- show --------------------------------------------------------------------------------------------------------
@@ -177,10 +148,10 @@ def show(
     """
     from .photo import read_photo
 
-    wanted = checks.positive_ints("block_size", _parsed_size("block_size", block_size), 2)
-    keep = checks.probability("keep_prob", _parsed_keep_prob(keep_prob))
+    wanted = checks.positive_ints("block_size", parsed_size("block_size", block_size), 2)
+    keep = checks.probability("keep_prob", parsed_keep_prob(keep_prob))
     kind = checks.rate(rate)
-    target = _writable(out or Path(f"{image.stem}-dropblock.png"), image)
+    target = writable(out or Path(f"{image.stem}-dropblock.png"), image)
     photo = read_photo(image)
 
     size = (photo.shape[1], photo.shape[2])
@@ -199,27 +170,14 @@ def show(
 
     gamma = geometry.seed_probability(size, block, keep, kind)
     expected = 1 - geometry.expected_keep_rate(size, block, gamma)
-    table = _table("block", "γ", "asked", "expected", "this picture")
+    table = new_table("block", "γ", "asked", "expected", "this picture")
     shares = (percent(share) for share in (1 - keep, expected, share_dropped(kept)))
     table.add_row(joined(block), f"{gamma:.4g}", *shares)
-    console = _console()
+    console = new_console()
     console.print(f"Share dropped: picture {size[0]} high and {size[1]} wide, keep_prob {keep:g}", style="bold")
     console.print(table)
-    _print_clamped(console, wanted, block)
-    _print_path(console, target)
-
-
-def _writable(path: Path, image: Path) -> Path:
-    """The path of a picture to write, checked before there is anything to lose."""
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"the output must end in {', '.join(FORMATS)}, got {path}")
-    if not path.parent.is_dir():
-        raise ValueError(f"there is no folder {path.parent} to write {path.name} into")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, it cannot be written as a picture")
-    if path.exists() and image.exists() and path.samefile(image):
-        raise ValueError(f"{path} is the picture to read, it would be overwritten")
-    return path
+    print_clamped(console, wanted, block)
+    print_path(console, target)
 
 
 # --- rate --------------------------------------------------------------------------------------------------------
@@ -242,9 +200,9 @@ def rate(
 
     [cyan]torch-dropblock rate 8x16x16 -b 3x5x5[/]  a volume
     """
-    map_size = checks.positive_ints("SIZE", _parsed_size("SIZE", size), None)
-    wanted = checks.positive_ints("block_size", _parsed_size("block_size", block_size), len(map_size))
-    keep = checks.probability("keep_prob", _parsed_keep_prob(keep_prob))
+    map_size = checks.positive_ints("SIZE", parsed_size("SIZE", size), None)
+    wanted = checks.positive_ints("block_size", parsed_size("block_size", block_size), len(map_size))
+    keep = checks.probability("keep_prob", parsed_keep_prob(keep_prob))
     block = geometry.clamp(map_size, wanted)
     # two blocks wide is wide enough for the most and the least covered positions of any wider map
     narrow = tuple(min(s, 2 * b) for s, b in zip(map_size, block, strict=True))
@@ -264,49 +222,116 @@ def rate(
         f"least, at the {border}",
     )
 
-    table = _table("", *checks.RATES)
+    table = new_table("", *checks.RATES)
     for row in zip(names, *columns, strict=True):
         table.add_row(*row)
-    console = _console()
+    console = new_console()
     console.print(f"Map of {joined(map_size)}, blocks of {joined(block)}, keep_prob {keep:g}", style="bold")
     console.print(table)
-    _print_clamped(console, wanted, block)
+    print_clamped(console, wanted, block)
 
 
-# --- what was typed, and what is printed -------------------------------------------------------------------------
+# --- bench -------------------------------------------------------------------------------------------------------
 
 
-def _parsed_size(name: str, text: str) -> int | list[int]:
-    if not re.fullmatch(r"[0-9]+([x×][0-9]+)*", text.lower()):
-        raise ValueError(f"{name} must be whole numbers joined by x, such as 28x28, got {text!r}")
-    numbers = [int(number) for number in re.split("[x×]", text.lower())]
-    return numbers if len(numbers) > 1 else numbers[0]
+@app.command("bench")
+@one_line_errors
+def bench_(
+    shape: Annotated[
+        list[str] | None,
+        typer.Option("--shape", "-s", metavar="N", help="Shape of the input, 32x256x28x28; repeatable."),
+    ] = None,
+    dtype: Annotated[list[str] | None, typer.Option(metavar="T", help="float32, bfloat16, …; repeatable.")] = None,
+    layout: Annotated[
+        list[str] | None, typer.Option(metavar="L", help="contiguous or channels_last; repeatable.")
+    ] = None,
+    mode: Annotated[list[str] | None, typer.Option(metavar="M", help="eager or compiled; repeatable.")] = None,
+    block_size: Annotated[int, typer.Option("--block-size", "-b", min=1, metavar="N", help="Size of a block.")] = 7,
+    keep_prob: KeepProb = "0.9",
+    device: Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1, …")] = "cpu",
+    rounds: Annotated[int, typer.Option(min=3, metavar="N", help="How often the contenders take turns.")] = 11,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write every row, with machine and versions.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the ratios.")] = None,
+) -> None:
+    """Measure what the layer costs on this machine, beside x * c, nn.Dropout, torchvision's and timm's layers.
+
+    Forward and backward together, as a multiple of the product x * c on the same tensor. What is not installed is
+    left out. Without options: five large shapes in float32, in bfloat16, and in float32 with channels last, eager,
+    and the first of them compiled; that takes some minutes.
+
+    [bold]Examples[/]
+
+    [cyan]torch-dropblock bench[/]
+
+    [cyan]torch-dropblock bench -s 64x512x7x7 --dtype bfloat16 --mode eager --rounds 21[/]
+
+    [cyan]torch-dropblock bench --device cuda --json rows.json --plot ratios.png[/]
+    """
+    from rich.progress import Progress
+
+    from . import bench
+
+    keep = checks.probability("keep_prob", parsed_keep_prob(keep_prob))
+    for target in (json_file, plot):
+        if target and not target.parent.is_dir():
+            raise ValueError(f"there is no folder {target.parent} to write {target.name} into")
+    if plot:
+        writable(plot)
+    wanted = list(
+        bench.chosen_cases(
+            [_input_shape(text) for text in shape or []],
+            [one_of("--dtype", name, bench.DTYPES) for name in dtype or []],
+            [one_of("--layout", name, bench.LAYOUTS) for name in layout or []],
+            [one_of("--mode", name, bench.MODES) for name in mode or []],
+            block_size=block_size,
+            keep_prob=keep,
+            device=device,
+        )
+    )
+    rows: list[bench.Row] = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=len(wanted))
+        for case in wanted:
+            progress.update(task, description=str(case))
+            rows += bench.measure(case, rounds)
+            progress.advance(task)
+
+    console = new_console()
+    about = ", ".join(f"{name} {value}" for name, value in bench.machine(device).items())
+    names = list(dict.fromkeys(row.contender for row in rows))
+    console.print(f"Forward and backward together, block {block_size}, keep_prob {keep:g}", style="bold")
+    console.print(about)
+    for kind, group in itertools.groupby(wanted, key=lambda case: case.kind):
+        table = new_table("", f"{bench.PRODUCT}, ms", *names[1:])
+        for case in group:
+            of_case = {row.contender: row for row in rows if row.case == case}
+            product = of_case[bench.PRODUCT]
+            doubt = "?" if product.spread > bench.UNSTABLE else ""
+            ratios = (f"{of_case[name].ratio:.1f}×" if name in of_case else "" for name in names[1:])
+            table.add_row(joined(case.shape), f"{product.median_us / 1000:.2f}{doubt}", *ratios)
+        console.print(f"\n{kind}")
+        console.print(table)
+    saved = max(row.saved_bytes_per_element for row in rows if row.contender == bench.OURS)
+    console.print(f"Saved for the backward pass by torch-dropblock: at most {saved:.2g} bytes per element.")
+    if any(row.spread > bench.UNSTABLE for row in rows if row.contender == bench.PRODUCT):
+        console.print("?: x * c itself was not stable within the run; more --rounds, or a quieter machine, tell more.")
+    if json_file:
+        json_file.write_text(json.dumps(bench.as_json(rows), indent=1) + "\n")
+        print_path(console, json_file)
+    if plot:
+        by_name = {
+            name: [next((r.ratio for r in rows if r.case == case and r.contender == name), math.nan) for case in wanted]
+            for name in names[1:]
+        }
+        with figures.house_style():
+            figures.ratios_page(by_name, [str(case) for case in wanted], about).savefig(plot)
+        print_path(console, plot)
 
 
-def _parsed_keep_prob(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"keep_prob must be a number in [0, 1], got {text!r}") from None
-
-
-def _console() -> Console:
-    return Console(highlight=False)
-
-
-def _table(first: str, *columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column(first, no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
-
-
-def _print_clamped(console: Console, wanted: tuple[int, ...], block: tuple[int, ...]) -> None:
-    if block != wanted:
-        console.print(f"The block of {joined(wanted)} was clamped to {joined(block)}: it is larger than the map.")
-
-
-def _print_path(console: Console, path: Path) -> None:
-    """A line of its own, whole, for a terminal to open or a script to read."""
-    console.print(Text(str(path)), soft_wrap=True)
+def _input_shape(text: str) -> tuple[int, ...]:
+    numbers = parsed_size("--shape", text)
+    if not isinstance(numbers, list) or not 3 <= len(numbers) <= 5:
+        raise ValueError(f"--shape must be 3 to 5 numbers, batch and channels first, such as 32x64x28x28, got {text!r}")
+    return checks.positive_ints("--shape", numbers, len(numbers))

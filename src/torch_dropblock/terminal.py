@@ -1,0 +1,112 @@
+"""What was typed, and what is printed: the parts of `cli` that are not about DropBlock."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn, ParamSpec
+
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .figures import joined
+
+P = ParamSpec("P")
+
+FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".pdf", ".svg")
+
+
+def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Say what is wrong with an argument or a file in one line, and exit with 2."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except BrokenPipeError:
+            raise  # whoever was reading has stopped; typer ends without a word
+        except OSError as error:
+            fail(": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error))
+        except (TypeError, ValueError) as error:
+            fail(str(error))
+
+    return run
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What these commands do takes one thread seconds; two, waiting for each other on a busy machine, take a minute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def fail(message: str) -> NoReturn:
+    line = Text.assemble(("error: ", "bold red"), " ".join(message.split()))
+    Console(stderr=True).print(line, soft_wrap=True)
+    raise typer.Exit(2)
+
+
+def parsed_size(name: str, text: str) -> int | list[int]:
+    if not re.fullmatch(r"[0-9]+([x×][0-9]+)*", text.lower()):
+        raise ValueError(f"{name} must be whole numbers joined by x, such as 28x28, got {text!r}")
+    numbers = [int(number) for number in re.split("[x×]", text.lower())]
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def parsed_keep_prob(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"keep_prob must be a number in [0, 1], got {text!r}") from None
+
+
+def new_console() -> Console:
+    return Console(highlight=False)
+
+
+def new_table(first: str, *columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def print_clamped(console: Console, wanted: tuple[int, ...], block: tuple[int, ...]) -> None:
+    if block != wanted:
+        console.print(f"The block of {joined(wanted)} was clamped to {joined(block)}: it is larger than the map.")
+
+
+def print_path(console: Console, path: Path) -> None:
+    """A line of its own, whole, for a terminal to open or a script to read."""
+    console.print(Text(str(path)), soft_wrap=True)
+
+
+def one_of(name: str, value: str, allowed: Iterable[str]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    return value
+
+
+def writable(path: Path, image: Path | None = None) -> Path:
+    """The path of a picture to write, checked before there is anything to lose."""
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"the output must end in {', '.join(FORMATS)}, got {path}")
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} to write {path.name} into")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, it cannot be written as a picture")
+    if image and path.exists() and image.exists() and path.samefile(image):
+        raise ValueError(f"{path} is the picture to read, it would be overwritten")
+    return path

@@ -1,0 +1,28 @@
+"""What was typed and what is printed, apart from the commands: `test_cli` tries the rest as a user would."""
+
+import pytest
+import torch
+
+from torch_dropblock import terminal
+
+
+def test_parsed_size():
+    assert terminal.parsed_size("SIZE", "28") == 28
+    assert terminal.parsed_size("SIZE", "28x7X3") == [28, 7, 3]
+    assert terminal.parsed_size("SIZE", "28×7") == [28, 7]
+    for bad in ("", "x", "28x", "2.5", "-3", "28 28", "٣"):
+        with pytest.raises(ValueError, match="^SIZE must be whole numbers joined by x"):
+            terminal.parsed_size("SIZE", bad)
+
+
+def test_one_of():
+    assert terminal.one_of("--mode", "eager", ("eager", "compiled")) == "eager"
+    with pytest.raises(ValueError, match="^--mode must be one of eager, compiled, got 'fast'"):
+        terminal.one_of("--mode", "fast", ("eager", "compiled"))
+
+
+def test_one_thread_gives_the_others_back():
+    threads = torch.get_num_threads()
+    with terminal.one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == threads
