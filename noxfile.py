@@ -2,6 +2,8 @@
 
 import nox
 
+nox.options.error_on_missing_interpreters = True
+
 OLDEST = ("torch==2.8.0", "torchvision==0.23.0")
 
 

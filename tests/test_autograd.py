@@ -1,7 +1,5 @@
 """Derivatives of every kind, function transforms, checkpointing: all see the one mask of the forward pass."""
 
-import warnings
-
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -217,8 +215,22 @@ def test_inplace_under_vmap(randomness):
     assert torch.equal(x, y)
 
 
-def test_nothing_warns():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        x = torch.randn(2, 3, 8, 8, requires_grad=True)
-        drop(x).sum().backward()
+@pytest.mark.parametrize("randomness", ["same", "different"])
+@pytest.mark.parametrize("side", [12, 256])  # of the larger one, a slice is more than PyTorch writes at once
+def test_inplace_under_vmap_on_shared_memory_is_refused_before_anything_is_written(side, randomness):
+    x = torch.ones(1, 32, side, side)
+    with pytest.raises(ValueError, match="elements may share memory"):
+        vmap(lambda x: drop(x, inplace=True), randomness=randomness)(x.expand(5, 1, 32, side, side))
+    if randomness == "different":
+        with pytest.raises(ValueError, match="elements may share memory"):
+            vmap(lambda factor: drop(x, inplace=True) * factor, randomness=randomness)(torch.ones(5))
+    assert torch.equal(x, torch.ones_like(x))
+
+
+def test_batched_gradients():
+    x = torch.rand(2, 3, 8, 8).add(1).requires_grad_()
+    y = drop(x)
+    directions = torch.randn(5, *y.shape)
+    batched = torch.autograd.grad(y, x, directions, is_grads_batched=True, retain_graph=True)[0]
+    one_by_one = [torch.autograd.grad(y, x, direction, retain_graph=True)[0] for direction in directions]
+    assert torch.equal(batched, torch.stack(one_by_one))

@@ -45,6 +45,8 @@ def test_positive_ints(value, dims, result):
         (None, 2, TypeError),
         ({7}, 2, TypeError),
         (torch.ones(2), 2, TypeError),
+        (torch.tensor(7), 2, TypeError),
+        (torch.tensor(True), 2, TypeError),
     ],
 )
 def test_bad_block_size(value, dims, error):
@@ -153,7 +155,20 @@ def test_writable():
         checks.writable(leaf)
     with torch.no_grad():
         checks.writable(leaf)
+        checks.writable(leaf[:1])
     checks.writable(leaf * 1)
+    checks.writable((leaf * 1)[:1])
+    with pytest.raises(ValueError, match="^inplace=True is not possible on a view of a leaf tensor that requires grad"):
+        checks.writable(leaf[:1])
+
+
+@pytest.mark.parametrize("split", [lambda x: x.chunk(2), lambda x: x.split([1, 1]), lambda x: x.split(1), torch.unbind])
+def test_writable_on_one_of_several_views(split):
+    view = split(torch.ones(2, 3, 4, 4, requires_grad=True) * 1)[0]
+    with pytest.raises(ValueError, match="^inplace=True is not possible on one of several views made at once"):
+        checks.writable(view)
+    with pytest.raises(RuntimeError, match="view"):  # autograd itself says so, but only after the write
+        view.mul_(1)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +186,9 @@ def test_writable():
 )
 def test_writable_on_overlapping_memory(make, overlaps):
     if overlaps:
-        with pytest.raises(ValueError, match="^inplace=True is not possible on a tensor whose elements share memory"):
+        with pytest.raises(
+            ValueError, match="^inplace=True is not possible on a tensor whose elements may share memory"
+        ):
             checks.writable(make())
     else:
         checks.writable(make())

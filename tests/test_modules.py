@@ -5,9 +5,11 @@ import io
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import torch_dropblock
 from torch_dropblock import DropBlock, DropBlock1d, DropBlock2d, DropBlock3d, drop_block2d
@@ -89,6 +91,43 @@ def test_keep_prob_survives_every_conversion_of_a_module():
     nn.init.ones_(layer[0].weight)
     nn.init.ones_(layer[0].bias)
     assert (layer(torch.ones(4, 3, 9, 9)) == 0).any()
+
+
+def test_compiled_code_sees_keep_prob_in_full_after_every_conversion():
+    """The tensor that compiled code reads: float64, on the CPU, real, and fit to be saved for a backward pass."""
+    third = 1 / 3
+    with torch.inference_mode(), torch.device("meta"):
+        layer = DropBlock2d(3, keep_prob=0.5)
+        layer.keep_prob = third
+    with FakeTensorMode():
+        fake = DropBlock2d(3, keep_prob=third)
+    for converted in (layer, layer.half(), layer.to("meta"), layer.to_empty(device="cpu"), fake.to_empty(device="cpu")):
+        tensor = converted._keep_prob_tensor
+        assert type(tensor) is torch.Tensor
+        assert tensor.device.type == "cpu"
+        assert tensor.item() == third
+        assert not tensor.is_inference()
+
+
+def test_a_parameter_is_taken_for_its_value():
+    layer = DropBlock2d(3, keep_prob=nn.Parameter(torch.tensor(0.25)))
+    assert layer.keep_prob == 0.25
+    layer.keep_prob = nn.Parameter(torch.tensor(0.75))
+    assert layer.keep_prob == 0.75
+    article = DropBlock(3, p=nn.Parameter(torch.tensor(0.5)))
+    article.p = nn.Parameter(torch.tensor(0.25))
+    assert article.keep_prob == 0.25
+    for each in (layer, article):
+        assert not each.state_dict()
+        assert not list(each.parameters())
+
+
+def test_block_size_is_the_layers_own():
+    given = [3, 5]
+    layer = DropBlock2d(given)
+    given[0] = 99
+    assert layer.block_size == (3, 5)
+    assert type(DropBlock2d(np.int64(7)).block_size) is int
 
 
 def test_there_is_nothing_in_a_state_dict():

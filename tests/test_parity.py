@@ -85,14 +85,3 @@ def test_inplace_leaves_the_memory_around_it_alone(case):
     assert ApplyBlocks.apply(input, rng_seed, blocks, Scale(), True) is input
     assert torch.equal(input, expected)
     assert torch.equal(memory[~touched], before[~touched])
-
-
-@given(case=cases())
-@settings(max_examples=100, deadline=None)
-def test_seeds_are_as_dense_as_the_oracles(case):
-    _, blocks, number = case
-    seeds = sparse.draw_seeds(torch.tensor(number), blocks)
-    assert len(seeds) <= blocks.positions
-    if blocks.gamma in (0.0, 1.0):
-        assert len(seeds) == blocks.gamma * blocks.positions
-    assert sparse.count_dropped(seeds, blocks.planes()) == sparse.dropped_mask(seeds, blocks, seeds.device).sum()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from torch_dropblock import photo
 from torch_dropblock.photo import builtin_photo, photo_tensor, read_photo
 
 BRICK = (200, 60, 40)
@@ -173,9 +174,16 @@ def test_a_file_cut_short(tmp_path, kind):
         read_photo(tmp_path / "cat")
 
 
-@pytest.mark.parametrize("limit", [100, 1000])  # Pillow warns from the limit on, and refuses from twice of it on
+def test_pictures_above_the_size_that_pillow_warns_of_are_scaled(tmp_path, monkeypatch):
+    Image.new("RGB", (500, 300), "red").save(tmp_path / "large.jpg")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_photo(tmp_path / "large.jpg", long_side=50).shape == (3, 30, 50)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+@pytest.mark.parametrize("limit", [100, 1000])
 def test_too_many_pixels(tmp_path, monkeypatch, limit):
     Image.new("1", (50, 30)).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    monkeypatch.setattr(photo, "MAX_PIXELS", limit)
     with pytest.raises(ValueError, match=rf"bomb\.png has more than {limit:,} pixels"):
         read_photo(tmp_path / "bomb.png")

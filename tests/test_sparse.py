@@ -97,6 +97,16 @@ def test_drawing_a_fixed_number_gives_the_same_seeds_and_a_surplus(gamma):
     assert len(fixed) > len(seeds)
 
 
+@pytest.mark.parametrize("expected", [0.0, 1e-3, 0.1, 1.0, 30.0, 1e4])
+def test_a_fixed_number_is_enough(expected):
+    """Fewer gaps than seeds are needed with a probability below 1e-14, by Poisson's own tail."""
+    enough = sparse._enough(expected)
+    tail = torch.special.gammainc(
+        torch.tensor(enough, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64)
+    )
+    assert tail < 1e-14
+
+
 LAYOUTS = {
     "contiguous": lambda t: t,
     "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import sparse
+from . import checks, sparse
 from .sparse import Blocks
 
 
@@ -46,6 +46,9 @@ class ApplyBlocks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (rng_seed,) = ctx.saved_tensors
+        if torch._C._functorch.is_legacy_batchedtensor(grad):  # `is_grads_batched=True` knows no rule of ours
+            dropped = sparse.dropped_mask(sparse.draw_seeds(rng_seed, ctx.blocks), ctx.blocks, grad.device)
+            return sparse.masked(grad, dropped, torch.as_tensor(ctx.scale.value)), None, None, None, None
         return ApplyBlocks.apply(grad, rng_seed, ctx.blocks, ctx.scale, False), None, None, None, None
 
     @staticmethod
@@ -76,6 +79,8 @@ class ApplyBlocks(torch.autograd.Function):
             input = input.movedim(input_dim, 0)
         if seed_dim is not None:
             rng_seed = rng_seed.select(seed_dim, 0)
+        if inplace:
+            checks.writable(input)  # what the function saw of it was one slice
         blocks = blocks.batched(info.batch_size, shared=seed_dim is None)
         return ApplyBlocks.apply(input, rng_seed, blocks, scale, inplace), 0
 

@@ -31,7 +31,7 @@ def positive_ints(name: str, value: object, dims: int | None) -> tuple[int, ...]
     checked = []
     for entry in entries:
         try:
-            if isinstance(entry, bool):
+            if isinstance(entry, (bool, Tensor)):
                 raise TypeError  # noqa: TRY301 - True is an int to Python and a slip to everyone else
             number = operator.index(entry)  # type: ignore[arg-type]
         except TypeError:
@@ -102,20 +102,30 @@ def feature_map(value: object, dims: int) -> Tensor:
 
 def writable(value: Tensor) -> None:
     """Refuse to work in place where that would be wrong, before anything is written."""
-    if value.is_leaf and value.requires_grad and torch.is_grad_enabled():
+    what = f"(input of shape {tuple(value.shape)} and strides {value.stride()})"
+    if value.requires_grad and torch.is_grad_enabled():
+        base = value if value._base is None else value._base
+        if base.is_leaf and base.requires_grad:
+            kind = "leaf tensor" if base is value else "view of a leaf tensor"
+            raise ValueError(f"inplace=True is not possible on a {kind} that requires grad {what}; use inplace=False")
+        if type(value.grad_fn).__name__ in _SEVERAL_VIEWS:
+            raise ValueError(
+                f"inplace=True is not possible on one of several views made at once, as by chunk() {what}; "
+                "use inplace=False"
+            )
+    if _may_overlap(value):
         raise ValueError(
-            "inplace=True is not possible on a leaf tensor that requires grad "
-            f"(input of shape {tuple(value.shape)}); use inplace=False"
-        )
-    if _overlaps(value):
-        raise ValueError(
-            "inplace=True is not possible on a tensor whose elements share memory "
-            f"(input of shape {tuple(value.shape)} and strides {value.stride()}); use inplace=False or input.clone()"
+            f"inplace=True is not possible on a tensor whose elements may share memory {what}; "
+            "use inplace=False or input.clone()"
         )
 
 
-def _overlaps(value: Tensor) -> bool:
-    """Whether two elements may share memory: sorted by stride, each axis must step over all of the smaller ones."""
+# what autograd calls a view that it cannot follow a write through
+_SEVERAL_VIEWS = {"SplitBackward0", "SplitWithSizesBackward0", "UnbindBackward0"}
+
+
+def _may_overlap(value: Tensor) -> bool:
+    """Whether two elements may share memory: unless each axis steps over all axes of smaller strides."""
     reach = 1
     for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
         if size > 1:

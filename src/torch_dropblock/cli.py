@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import torch
 import typer
@@ -30,13 +30,10 @@ from .terminal import (
     writable,
 )
 
-if TYPE_CHECKING:
-    pass
-
-
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -204,15 +201,14 @@ def rate(
     wanted = checks.positive_ints("block_size", parsed_size("block_size", block_size), len(map_size))
     keep = checks.probability("keep_prob", parsed_keep_prob(keep_prob))
     block = geometry.clamp(map_size, wanted)
-    # two blocks wide is wide enough for the most and the least covered positions of any wider map
-    narrow = tuple(min(s, 2 * b) for s, b in zip(map_size, block, strict=True))
+    most_covering = math.prod(min(b, s - b + 1) for s, b in zip(map_size, block, strict=True))
 
     columns = []
     for kind in checks.RATES:
         gamma = geometry.seed_probability(map_size, block, keep, kind)
-        keep_rates = geometry.keep_rate_map(narrow, block, gamma)
-        kept = (keep, geometry.expected_keep_rate(map_size, block, gamma), keep_rates.min(), keep_rates.max())
-        columns.append([f"{gamma:.4g}", *(percent(1 - float(share)) for share in kept)])
+        expected = geometry.expected_keep_rate(map_size, block, gamma)
+        shares = (1 - keep, 1 - expected, 1 - (1 - gamma) ** most_covering, gamma)
+        columns.append([f"{gamma:.4g}", *map(percent, shares)])
     border = "ends" if len(map_size) == 1 else "corners"
     names = (
         "γ, the seed probability",

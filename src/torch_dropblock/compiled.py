@@ -12,97 +12,70 @@ either and keep the mask for the backward pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import checks, geometry, sparse
+from . import checks, sparse
 from .checks import Rate
 from .rng import draw_rng_seed
 from .sparse import Blocks
 
+SIGNATURE = (
+    "(Tensor rng_seed, Tensor keep_prob, SymInt[] lead, SymInt[] size, SymInt[] block_size, str rate, "
+    "bool share_channels, bool channels_last)"
+)
 
-@torch.library.custom_op("torch_dropblock::draw", mutates_args=())
-def draw(
-    rng_seed: Tensor,
-    keep_prob: Tensor,
-    lead: Sequence[int],
-    size: Sequence[int],
-    block_size: Sequence[int],
-    rate: str,
-    share_channels: bool,
-    channels_last: bool,
-) -> tuple[Tensor, Tensor]:
+
+@dataclass
+class Draw:
+    """What both operators are told beside the RNG seed and `keep_prob`."""
+
+    lead: Sequence[int]
+    size: Sequence[int]
+    block_size: Sequence[int]
+    rate: str
+    share_channels: bool
+    channels_last: bool
+
+    def empty_mask(self, device: torch.device) -> Tensor:
+        own_lead = (*self.lead[:-1], 1) if self.share_channels else tuple(self.lead)
+        return sparse.empty_mask((*own_lead, *self.size), device, self.channels_last)
+
+    def mask(self, rng_seed: Tensor, keep_prob: Tensor) -> Tensor:
+        if 0 in (*self.lead, *self.size):
+            return self.empty_mask(rng_seed.device)
+        number, rate = checks.probability("keep_prob", keep_prob), checks.rate(self.rate)
+        shape = tuple(self.lead), tuple(self.size), tuple(self.block_size)
+        blocks = Blocks.of(*shape, number, rate, self.share_channels)
+        seeds = sparse.draw_seeds(rng_seed, blocks)
+        return sparse.dropped_mask(seeds, blocks, rng_seed.device, self.channels_last)
+
+
+@torch.library.custom_op("torch_dropblock::draw", mutates_args=(), schema=SIGNATURE + " -> (Tensor, Tensor)")
+def draw(rng_seed: Tensor, keep_prob: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     """The mask, True where dropped, and the scale of what is kept, a tensor of no dimensions."""
-    blocks = _blocks(keep_prob, lead, size, block_size, rate, share_channels)
-    mask = sparse.dropped_mask(sparse.draw_seeds(rng_seed, blocks), blocks, rng_seed.device, channels_last)
+    mask = Draw(*arguments).mask(rng_seed, keep_prob)
     return mask, sparse.scale_of(mask)
 
 
-@torch.library.custom_op("torch_dropblock::redraw", mutates_args=())
-def redraw(
-    rng_seed: Tensor,
-    keep_prob: Tensor,
-    lead: Sequence[int],
-    size: Sequence[int],
-    block_size: Sequence[int],
-    rate: str,
-    share_channels: bool,
-    channels_last: bool,
-) -> Tensor:
+@torch.library.custom_op("torch_dropblock::redraw", mutates_args=(), schema=SIGNATURE + " -> Tensor")
+def redraw(rng_seed: Tensor, keep_prob: Tensor, *arguments: Any) -> Tensor:
     """The mask that `draw` made of the same arguments."""
-    blocks = _blocks(keep_prob, lead, size, block_size, rate, share_channels)
-    return sparse.dropped_mask(sparse.draw_seeds(rng_seed, blocks), blocks, rng_seed.device, channels_last)
+    return Draw(*arguments).mask(rng_seed, keep_prob)
 
 
 @draw.register_fake
-def _(
-    rng_seed: Tensor,
-    keep_prob: Tensor,
-    lead: Sequence[int],
-    size: Sequence[int],
-    block_size: Sequence[int],
-    rate: str,
-    share_channels: bool,
-    channels_last: bool,
-) -> tuple[Tensor, Tensor]:
-    mask = _empty_mask(rng_seed.device, lead, size, share_channels, channels_last)
-    return mask, torch.empty((), dtype=sparse.widest_float(rng_seed.device), device=rng_seed.device)
+def _(rng_seed: Tensor, keep_prob: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    scale = torch.empty((), dtype=sparse.widest_float(rng_seed.device), device=rng_seed.device)
+    return Draw(*arguments).empty_mask(rng_seed.device), scale
 
 
 @redraw.register_fake
-def _(
-    rng_seed: Tensor,
-    keep_prob: Tensor,
-    lead: Sequence[int],
-    size: Sequence[int],
-    block_size: Sequence[int],
-    rate: str,
-    share_channels: bool,
-    channels_last: bool,
-) -> Tensor:
-    return _empty_mask(rng_seed.device, lead, size, share_channels, channels_last)
-
-
-def _empty_mask(
-    device: torch.device, lead: Sequence[int], size: Sequence[int], share_channels: bool, channels_last: bool
-) -> Tensor:
-    own_lead = (*lead[:-1], 1) if share_channels else lead
-    return sparse.empty_mask((*own_lead, *size), device, channels_last)
-
-
-def _blocks(
-    keep_prob: Tensor,
-    lead: Sequence[int],
-    size: Sequence[int],
-    block_size: Sequence[int],
-    rate: str,
-    share_channels: bool,
-) -> Blocks:
-    block = geometry.clamp(tuple(size), tuple(block_size))
-    gamma = geometry.gamma(tuple(size), block, checks.probability("keep_prob", keep_prob), checks.rate(rate))
-    return Blocks(tuple(lead), tuple(size), block, gamma, shared=(len(lead) - 1,) if share_channels else ())
+def _(rng_seed: Tensor, keep_prob: Tensor, *arguments: Any) -> Tensor:
+    return Draw(*arguments).empty_mask(rng_seed.device)
 
 
 class _Apply(torch.autograd.Function):
@@ -119,14 +92,14 @@ class _Apply(torch.autograd.Function):
         ctx.options = block_size, rate, share_channels
         mask, scale = draw(rng_seed, keep_prob, *_shape_of(input, block_size), rate, share_channels, _layout_of(input))
         ctx.save_for_backward(rng_seed, keep_prob, scale)
-        return _scale_and_zero(input, mask, scale)
+        return sparse.masked(input, mask, scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rng_seed, keep_prob, scale = ctx.saved_tensors
         block_size, rate, share_channels = ctx.options
         mask = redraw(rng_seed, keep_prob, *_shape_of(grad, block_size), rate, share_channels, _layout_of(grad))
-        return _scale_and_zero(grad, mask, scale), None, None, None, None, None
+        return sparse.masked(grad, mask, scale), None, None, None, None, None
 
 
 def drop_block(
@@ -146,11 +119,6 @@ def drop_block(
     return input.copy_(output) if inplace else output
 
 
-def _scale_and_zero(input: Tensor, dropped: Tensor, scale: Tensor) -> Tensor:
-    op = torch.float64 if input.dtype == torch.float64 else torch.float32
-    return torch.where(dropped, 0, (input.to(op) * scale.to(op)).to(input.dtype))
-
-
 def _shape_of(input: Tensor, block_size: tuple[int, ...]) -> tuple[Sequence[int], Sequence[int], tuple[int, ...]]:
     dims = len(block_size)
     return input.shape[:-dims], input.shape[-dims:], block_size
@@ -158,7 +126,6 @@ def _shape_of(input: Tensor, block_size: tuple[int, ...]) -> tuple[Sequence[int]
 
 def _layout_of(input: Tensor) -> bool:
     """Whether the channels of `input` are innermost, so that the mask is read as `input` is."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    if input.dim() not in formats or input.is_contiguous():
+    if input.dim() not in sparse.CHANNELS_LAST or input.is_contiguous():
         return False
-    return input.is_contiguous(memory_format=formats[input.dim()])
+    return input.is_contiguous(memory_format=sparse.CHANNELS_LAST[input.dim()])

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.fx
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from . import checks, compiled, geometry
+from . import checks, compiled
 from .autograd import ApplyBlocks, Scale
 from .checks import Rate
 from .rng import draw_rng_seed
@@ -54,12 +56,14 @@ def drop_block2d(
         input: feature maps of shape (N, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64, any strides.
         block_size: height and width of a block, one int for both or two; clamped to the map.
         keep_prob: probability that a unit is kept, in [0, 1]; a float, or a floating-point tensor of no dimensions.
+            To compiled code a float is a constant: it is compiled again for each new one, but not for a tensor.
         rate: `"exact"` keeps `keep_prob` of the units on average; `"paper"` uses the paper's γ, which keeps more.
         share_channels: one mask per sample for all of its channels.
-        training: if False, `input` is returned as it is.
+        training: if False, `input` itself is returned, as it is if `keep_prob` is 1.
         inplace: write into `input`.
-        generator: source of randomness, on the device of `input`; PyTorch's default one if None. Activation
-            checkpointing restores the default generator alone, so it does not go together with this argument.
+        generator: source of randomness, on the device of `input`; PyTorch's default one if None. For eager mode,
+            and not together with activation checkpointing, which restores the default generator alone. Processes
+            that are seeded alike draw alike: `torch.manual_seed(seed + rank)` sets them apart.
 
     Returns:
         A tensor of the shape, dtype and memory format of `input`.
@@ -67,7 +71,7 @@ def drop_block2d(
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: an argument is out of its range, `input` has the wrong number of dimensions, or `inplace` is
-            asked for on a leaf that requires grad or on a tensor whose elements share memory.
+            asked for on a leaf that requires grad, a view of one, or a tensor whose elements may share memory.
 
     Source: Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018, algorithm 1.
 
@@ -112,8 +116,9 @@ def _drop_block(
     inplace: bool,
     generator: torch.Generator | None,
 ) -> Tensor:
-    compiling = torch.compiler.is_compiling()
     input = checks.feature_map(input, dims)
+    # traced, or with no memory to write to: what can be seen through, and has a meaning without values
+    compiling = torch.compiler.is_compiling() or input.is_meta or isinstance(input, FakeTensor)
     block_size = checks.positive_ints("block_size", block_size, dims)
     if not (compiling and isinstance(keep_prob, Tensor)):
         keep_prob = checks.probability("keep_prob", keep_prob)
@@ -130,12 +135,10 @@ def _drop_block(
         checks.writable(input)
     if keep_prob == 1.0 or input.numel() == 0:
         return input
-    if input.is_meta:
-        return torch.empty_like(input)
-
     lead, size = tuple(input.shape[:-dims]), tuple(input.shape[-dims:])
-    block = geometry.clamp(size, block_size)
-    gamma = geometry.gamma(size, block, keep_prob, rate)
-    blocks = Blocks(lead, size, block, gamma, shared=(len(lead) - 1,) if share_channels else ())
+    blocks = Blocks.of(lead, size, block_size, float(keep_prob), rate, share_channels)
     output: Tensor = ApplyBlocks.apply(input, draw_rng_seed(input.device, generator), blocks, Scale(), inplace)
     return output
+
+
+torch.fx.wrap("_drop_block")  # one node of a graph of `torch.fx`, which knows no shapes to check

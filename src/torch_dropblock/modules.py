@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,8 @@ class _DropBlockNd(nn.Module):
         inplace: bool = False,
     ) -> None:
         super().__init__()
-        checks.positive_ints("block_size", block_size, self.dims)
-        self.block_size = block_size
+        sizes = checks.positive_ints("block_size", block_size, self.dims)
+        self.block_size: int | tuple[int, ...] = sizes if isinstance(block_size, Sequence) else sizes[0]
         self.keep_prob = keep_prob
         self.rate = checks.rate(rate)
         self.share_channels = checks.flag("share_channels", share_channels)
@@ -47,7 +47,13 @@ class _DropBlockNd(nn.Module):
         # Compiled code reads this tensor, since it would be compiled again for each new value of a float. It is no
         # buffer, so that it is not rounded by `half()`, broadcast by DDP or saved; and it is replaced, not filled, so
         # that a backward pass still to come finds the value of its forward pass.
-        self._keep_prob_tensor = torch.tensor(self._keep_prob, dtype=torch.float64, device="cpu")
+        with torch.inference_mode(False):
+            self._keep_prob_tensor = torch.tensor(self._keep_prob, dtype=torch.float64, device="cpu")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, nn.Parameter) and isinstance(getattr(type(self), name, None), property):
+            value = value.detach()  # else it would be registered as a parameter, past the property
+        super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.keep_prob = self._keep_prob  # a layer that was built with fake tensors gets a real one
@@ -92,6 +98,8 @@ class DropBlock2d(_DropBlockNd):
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: an argument is out of its range.
+
+    Processes that are seeded alike draw alike: `torch.manual_seed(seed + rank)` sets the ranks of a training apart.
 
     Source: Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018, algorithm 1.
 

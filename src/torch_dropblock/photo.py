@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 LONG_SIDE = 1024
+# the largest picture that is read, to be scaled down: 2 GB as RGB once it is decoded
+MAX_PIXELS = 700_000_000
 
 
 def builtin_photo(long_side: int = LONG_SIDE) -> Tensor:
@@ -32,20 +36,32 @@ def read_photo(path: str | Path, long_side: int = LONG_SIDE) -> Tensor:
         raise IsADirectoryError(f"{path} is a folder, not an image file")
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks on a file's metadata are of no use to its owner
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with warnings.catch_warnings(), _large_images():
+        warnings.simplefilter("ignore")  # remarks on a file's size and metadata are of no use to its owner
         try:
             with Image.open(path) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError  # noqa: TRY301 - Pillow would say so at twice its limit
+                image.draft("RGB", (long_side, long_side))  # a JPEG can be decoded at an eighth of its size
                 return photo_tensor(image, long_side)
         except UnidentifiedImageError:
             raise ValueError(f"{path} is not an image that Pillow can read") from None
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise ValueError(f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; scale it down first") from None
+        except Image.DecompressionBombError:
+            raise ValueError(f"{path} has more than {MAX_PIXELS:,} pixels; scale it down first") from None
         except (PermissionError, MemoryError):
             raise
         except Exception as error:  # what Pillow raises on a damaged file may be anything
             raise ValueError(f"{path} cannot be read; it may be damaged or cut short: {error}") from error
+
+
+@contextmanager
+def _large_images() -> Iterator[None]:
+    """Let Pillow open what is well above the size that it warns of, which cameras have passed."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def photo_tensor(image: Image.Image, long_side: int = LONG_SIDE) -> Tensor:
@@ -90,7 +106,7 @@ def _unit_range(image: Image.Image) -> npt.NDArray[np.float32]:
     levels: npt.NDArray[np.float64] = np.asarray(image, dtype=np.float64)
     finite = levels[np.isfinite(levels)]
     low, high = finite.min(initial=np.inf), finite.max(initial=-np.inf)
-    if image.mode.startswith("I;16") or image.format == "PNG":  # a PNG of 16 bits may come in mode I
+    if image.mode.startswith("I;16"):
         low, high = 0.0, 65535.0
     elif image.mode == "F" and low >= 0 and high <= 1:
         low, high = 0.0, 1.0

@@ -20,7 +20,8 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from .geometry import Size, valid_region
+from .checks import Rate
+from .geometry import Size, clamp, gamma, valid_region
 from .rng import uniforms
 
 # How many gaps are drawn at once, and how many logarithms are taken at once. From 32,768 elements on, and for
@@ -29,8 +30,9 @@ from .rng import uniforms
 DRAWN_AT_ONCE = 16384
 LOGARITHMS_AT_ONCE = 2048
 # How many bytes are worked on at once, so that the second pass over them finds them in the cache.
-BYTES_AT_ONCE = 1 << 23
+BYTES_AT_ONCE = 1 << 24
 WHOLE = slice(None)
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 @dataclass
@@ -45,6 +47,13 @@ class Blocks:
     block: Size
     gamma: float
     shared: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, lead: Size, size: Size, block_size: Size, keep_prob: float, rate: Rate, share_channels: bool) -> Blocks:
+        """What the arguments of a layer come to for an input of this shape."""
+        block = clamp(size, block_size)
+        shared = (len(lead) - 1,) if share_channels else ()
+        return cls(lead, size, block, gamma(size, block, keep_prob, rate), shared)
 
     def __post_init__(self) -> None:
         self.valid = valid_region(self.size, self.block)
@@ -229,13 +238,18 @@ def apply_blocks(
 
 
 def apply_masked(input: Tensor, out: Tensor, seeds: Tensor, blocks: Blocks, scale: float | Tensor | None) -> Tensor:
-    """Write the scaled input with its blocks zeroed into `out`, on any device, with nothing read back."""
+    """`apply_blocks` on any device, with nothing read back."""
     dropped = dropped_mask(seeds, blocks, input.device)
     if not isinstance(scale, Tensor):
         scale = scale_of(dropped)
-    op = torch.float64 if input.dtype == torch.float64 else torch.float32
-    out.copy_(input.to(op) * scale.to(op)).masked_fill_(dropped, 0)
+    out.copy_(masked(input, dropped, scale))
     return scale
+
+
+def masked(input: Tensor, dropped: Tensor, scale: Tensor) -> Tensor:
+    """The input times the scale, and 0 where dropped, in operations that a compiler can see through."""
+    op = torch.float64 if input.dtype == torch.float64 else torch.float32
+    return torch.where(dropped, 0, (input.to(op) * scale.to(op)).to(input.dtype))
 
 
 def dropped_mask(seeds: Tensor, blocks: Blocks, device: torch.device, channels_last: bool = False) -> Tensor:
@@ -249,8 +263,7 @@ def dropped_mask(seeds: Tensor, blocks: Blocks, device: torch.device, channels_l
 
 
 def empty_mask(shape: Size, device: torch.device, channels_last: bool) -> Tensor:
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    memory_format = formats[len(shape)] if channels_last else torch.contiguous_format
+    memory_format = CHANNELS_LAST[len(shape)] if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=torch.bool, device=device, memory_format=memory_format)
 
 

@@ -34,7 +34,7 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
             raise  # whoever was reading has stopped; typer ends without a word
         except OSError as error:
             fail(": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             fail(str(error))
 
     return run

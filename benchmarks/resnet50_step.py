@@ -1,0 +1,134 @@
+"""What DropBlock adds to a training step of ResNet-50 with layers at the paper's 36 sites.
+
+    python benchmarks/resnet50_step.py                       # 21 rounds on the CPU
+    python benchmarks/resnet50_step.py --device cuda --batch 256 --bfloat16 --compile
+    python benchmarks/resnet50_step.py --json rows.json
+
+One step is a forward pass, a backward pass and an update by SGD with momentum; in float32, or with `--bfloat16` under
+autocast with channels last. The networks take turns, each round from another one on; what is added is the median over
+rounds of the difference from the plain network within a round, as a share of the plain network's step.
+
+The sites are those of the official code in groups 3 and 4: after the batch norm of every convolution and on every
+shortcut, with the strength of group 3 a quarter of that of group 4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet50  # type: ignore[import-untyped]
+from torchvision.ops import DropBlock2d as TorchvisionDropBlock  # type: ignore[import-untyped]
+
+from torch_dropblock import DropBlock2d
+from torch_dropblock.bench import machine, spread, take_turns
+
+PLAIN = "no layer"
+BLOCK_SIZE, KEEP_PROB = 7, 0.9
+
+
+class Product(nn.Module):
+    def forward(self, input: Tensor) -> Tensor:
+        return input * 1.1
+
+
+LAYERS: dict[str, Callable[[float], nn.Module]] = {
+    "x * c": lambda _: Product(),
+    "torch-dropblock": lambda keep_prob: DropBlock2d(BLOCK_SIZE, keep_prob=keep_prob),
+    "torchvision": lambda keep_prob: TorchvisionDropBlock(1 - keep_prob, BLOCK_SIZE),
+    "nn.Dropout": lambda keep_prob: nn.Dropout(1 - keep_prob),
+}
+
+
+def with_layers(network: nn.Module, make: Callable[[float], nn.Module]) -> int:
+    """Put a layer at each site of groups 3 and 4 of a ResNet of torchvision; how many."""
+    sites = 0
+    for group, blocks in ((3, network.layer3), (4, network.layer4)):
+        keep_prob = 1 - (1 - KEEP_PROB) / 4 ** (4 - group)
+        for block in blocks:  # type: ignore[union-attr]
+            for name in ("bn1", "bn2", "bn3", "downsample"):
+                before = getattr(block, name) or nn.Identity()  # an identity shortcut has no module of its own
+                setattr(block, name, nn.Sequential(before, make(keep_prob)))
+                sites += 1
+    return sites
+
+
+def training_step(
+    network: nn.Module, images: Tensor, labels: Tensor, bfloat16: bool, compiled: bool
+) -> Callable[[], None]:
+    memory_format = torch.channels_last if bfloat16 else torch.contiguous_format
+    images = images.to(memory_format=memory_format)
+    network.train().to(device=images.device, memory_format=memory_format)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+    run = torch.compile(network) if compiled else network
+
+    def step() -> None:
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            loss = nn.functional.cross_entropy(run(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def measure(batch: int, side: int, rounds: int, device: str, bfloat16: bool, compiled: bool) -> list[dict[str, object]]:
+    torch.manual_seed(0)
+    images = torch.randn(batch, 3, side, side, device=device)
+    labels = torch.randint(1000, (batch,), device=device)
+    plain = resnet50(weights=None)
+    steps = {PLAIN: training_step(copy.deepcopy(plain), images, labels, bfloat16, compiled)}
+    for name, make in LAYERS.items():
+        network = copy.deepcopy(plain)
+        sites = with_layers(network, make)
+        assert sites == 36, sites
+        steps[name] = training_step(network, images, labels, bfloat16, compiled)
+    times = take_turns(steps, rounds, device)
+    about = {
+        "batch": batch,
+        "side": side,
+        "rounds": rounds,
+        "bfloat16": bfloat16,
+        "compiled": compiled,
+        **machine(device),
+    }
+    return [
+        {
+            "layer": name,
+            "median_s": statistics.median(t),
+            "spread": spread(t),
+            "added": statistics.median((mine - base) / base for mine, base in zip(t, times[PLAIN], strict=True)),
+            **about,
+        }
+        for name, t in times.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--side", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bfloat16", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = measure(options.batch, options.side, options.rounds, options.device, options.bfloat16, options.compile)
+    print("| layer at 36 sites | step | added |\n| --- | --- | --- |")
+    for row in rows:
+        step, added = 1000 * float(str(row["median_s"])), 100 * float(str(row["added"]))
+        print(f"| {row['layer']} | {step:.0f} ms | {added:+.1f} % |")
+    print(", ".join(f"{name} {value}" for name, value in list(rows[0].items())[4:]))
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
