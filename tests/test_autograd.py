@@ -225,12 +225,3 @@ def test_inplace_under_vmap_on_shared_memory_is_refused_before_anything_is_writt
         with pytest.raises(ValueError, match="elements may share memory"):
             vmap(lambda factor: drop(x, inplace=True) * factor, randomness=randomness)(torch.ones(5))
     assert torch.equal(x, torch.ones_like(x))
-
-
-def test_batched_gradients():
-    x = torch.rand(2, 3, 8, 8).add(1).requires_grad_()
-    y = drop(x)
-    directions = torch.randn(5, *y.shape)
-    batched = torch.autograd.grad(y, x, directions, is_grads_batched=True, retain_graph=True)[0]
-    one_by_one = [torch.autograd.grad(y, x, direction, retain_graph=True)[0] for direction in directions]
-    assert torch.equal(batched, torch.stack(one_by_one))

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torch_dropblock.rng import draw_rng_seed, uniforms
+from torch_dropblock.rng import Stream, draw_rng_seed, hashed_uniforms
 
 CPU = torch.device("cpu")
 WORD = (1 << 64) - 1
@@ -25,18 +25,32 @@ def uniform(word):
 
 def test_the_published_first_numbers_of_seed_0():
     words = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
-    assert uniforms(torch.tensor(0), 0, 3).tolist() == [uniform(word) for word in words]
+    assert hashed_uniforms(torch.tensor(0), 0, 3).tolist() == [uniform(word) for word in words]
 
 
 @given(seed=st.integers(-(2**63), 2**63 - 1), start=st.integers(0, 2**40))
 def test_numbers_are_splitmix64_at_any_index(seed, start):
     expected = [uniform(splitmix64(seed, start + i)) for i in range(9)]
-    assert uniforms(torch.tensor(seed), start, 9).tolist() == expected
+    assert hashed_uniforms(torch.tensor(seed), start, 9).tolist() == expected
 
 
-def test_numbers_are_uniform():
+def hashed(seed, count):
+    return hashed_uniforms(torch.tensor(seed), 0, count)
+
+
+def drawn(seed, count):
+    return Stream(torch.tensor(seed)).negative_exponentials(count).exp_()
+
+
+@pytest.fixture(params=[hashed, drawn], ids=["hashed", "drawn"])
+def numbers(request):
+    """The uniform numbers of an RNG seed, those of devices and those of the CPU."""
+    return request.param
+
+
+def test_numbers_are_uniform(numbers):
     n, bins = 1_000_000, 1000
-    u = uniforms(draw_rng_seed(CPU, None), 0, n)
+    u = numbers(draw_rng_seed(CPU, None).item(), n)
     assert u.min() >= 0.0
     assert u.max() <= 1.0
     counts = torch.histc(u, bins, 0, 1).double()
@@ -45,14 +59,37 @@ def test_numbers_are_uniform():
 
 
 @pytest.mark.parametrize("lag", [1, 2, 7])
-def test_numbers_are_not_correlated(lag, z_score):
-    u = uniforms(draw_rng_seed(CPU, None), 0, 1_000_000) - 0.5
+def test_numbers_are_not_correlated(lag, numbers, z_score):
+    u = numbers(draw_rng_seed(CPU, None).item(), 1_000_000) - 0.5
     assert abs(z_score(u[lag:] * u[:-lag], 0.0)) < 5
 
 
-def test_neighbouring_seeds_give_streams_that_are_not_correlated(z_score):
-    a, b = (uniforms(torch.tensor(seed), 0, 1_000_000) - 0.5 for seed in (12345, 12346))
+def test_neighbouring_seeds_give_streams_that_are_not_correlated(numbers, z_score):
+    a, b = (numbers(seed, 1_000_000) - 0.5 for seed in (12345, 12346))
     assert abs(z_score(a * b, 0.0)) < 5
+
+
+def test_first_numbers_of_fresh_seeds_are_uniform_and_independent(numbers, z_score):
+    first = torch.stack([numbers(draw_rng_seed(CPU, None).item(), 3) for _ in range(20_000)]) - 0.5
+    for column in range(3):
+        assert abs(z_score(first[:, column], 0.0)) < 5
+        assert abs(z_score(first[:, column] ** 2, 1 / 12)) < 5
+    assert abs(z_score(first[:, 0] * first[:, 1], 0.0)) < 5
+    assert abs(z_score(first[1:, 0] * first[:-1, 0], 0.0)) < 5
+
+
+@pytest.mark.parametrize("bit", [0, 13, 31, 32, 45, 63])
+def test_every_bit_of_a_seed_counts(numbers, bit):
+    seed = 0x0123456789ABCDEF
+    other = seed ^ (1 << bit)
+    other -= 1 << 64 if other >> 63 else 0
+    assert not torch.equal(numbers(seed, 10), numbers(other, 10))
+
+
+def test_a_stream_goes_on_where_it_stopped():
+    stream = Stream(torch.tensor(7))
+    parts = [stream.negative_exponentials(n) for n in (3, 5000, 20)]
+    assert torch.equal(torch.cat(parts), Stream(torch.tensor(7)).negative_exponentials(5023))
 
 
 def test_rng_seeds_use_all_64_bits():

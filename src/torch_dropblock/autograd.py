@@ -46,9 +46,6 @@ class ApplyBlocks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (rng_seed,) = ctx.saved_tensors
-        if torch._C._functorch.is_legacy_batchedtensor(grad):  # `is_grads_batched=True` knows no rule of ours
-            dropped = sparse.dropped_mask(sparse.draw_seeds(rng_seed, ctx.blocks), ctx.blocks, grad.device)
-            return sparse.masked(grad, dropped, torch.as_tensor(ctx.scale.value)), None, None, None, None
         return ApplyBlocks.apply(grad, rng_seed, ctx.blocks, ctx.scale, False), None, None, None, None
 
     @staticmethod

@@ -1,8 +1,9 @@
-"""Random numbers that are a pure function of one 64-bit RNG seed.
+"""Random numbers that are a pure function of one 64-bit RNG seed, so that a mask can be made again from its seed.
 
-The i-th number of a stream is a hash of the RNG seed and i (the SplitMix64 generator of Steele, Lea and Flood,
-OOPSLA 2014), so a stream can be made again from its seed alone, on any device and from any index on. PyTorch's
-CPU generator cannot serve for that: `manual_seed` keeps 32 bits of its seed.
+On the CPU they come from PyTorch's own generator, the Mersenne Twister, the fastest there is for few numbers. It keeps
+32 bits of a seed; the other 32 rotate its numbers around [0, 1). Elsewhere the host cannot seed a generator without
+waiting for the device, so the i-th number is a hash of the seed and i: the SplitMix64 generator of Steele, Lea and
+Flood, OOPSLA 2014.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ def _signed(word: int) -> int:
     return word - (1 << 64) if word >> 63 else word
 
 
+# From 2,048 numbers on PyTorch splits a logarithm among threads. For so little work they would wait for each other
+# longer than they work, and the last bit of a logarithm, and with it a mask, could depend on how many they are.
+LOGARITHMS_AT_ONCE = 2048
+
 INCREMENT = _signed(0x9E3779B97F4A7C15)
 FACTORS = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 
@@ -26,7 +31,31 @@ def draw_rng_seed(device: torch.device, generator: torch.Generator | None) -> Te
     return seed.cpu() if device.type == "mps" else seed  # MPS has no float64, so its seeds are drawn on the CPU
 
 
-def uniforms(rng_seed: Tensor, start: int, count: int) -> Tensor:
+class Stream:
+    """The numbers of one RNG seed, in order; those of the CPU differ from those of other devices."""
+
+    def __init__(self, rng_seed: Tensor) -> None:
+        self.rng_seed = rng_seed
+        self.drawn = 0
+        if rng_seed.device.type == "cpu":
+            seed = int(rng_seed)
+            self.generator = torch.Generator().manual_seed(seed & 0xFFFFFFFF)
+            self.rotation = (seed >> 32 & 0xFFFFFFFF) * 2.0**-32
+
+    def negative_exponentials(self, count: int) -> Tensor:
+        """The next `count` numbers, float64: the logarithms of uniform ones, the distribution of -E."""
+        if self.rng_seed.device.type != "cpu":
+            numbers = hashed_uniforms(self.rng_seed, self.drawn, count).log_()
+        else:
+            numbers = torch.rand(count, dtype=torch.float64, device="cpu", generator=self.generator)
+            numbers.add_(self.rotation)
+            for part in torch.split(numbers, LOGARITHMS_AT_ONCE):
+                part.frac_().log_()
+        self.drawn += count
+        return numbers
+
+
+def hashed_uniforms(rng_seed: Tensor, start: int, count: int) -> Tensor:
     """Numbers `start` to `start + count` of the stream: float64 in [0, 1], on the device of `rng_seed`."""
     z = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=rng_seed.device)
     z.mul_(INCREMENT).add_(rng_seed)

@@ -22,13 +22,10 @@ from torch import Tensor
 
 from .checks import Rate
 from .geometry import Size, clamp, gamma, valid_region
-from .rng import uniforms
+from .rng import Stream
 
-# How many gaps are drawn at once, and how many logarithms are taken at once. From 32,768 elements on, and for
-# logarithms from 2,048 on, PyTorch splits an operation among threads: for so little work they would wait for each
-# other longer than they work, and the last bit of a logarithm, and with it the mask, could depend on their number.
+# How many gaps are drawn at once, so that what is done with them stays in the cache and on one thread.
 DRAWN_AT_ONCE = 16384
-LOGARITHMS_AT_ONCE = 2048
 # How many bytes are worked on at once, so that the second pass over them finds them in the cache.
 BYTES_AT_ONCE = 1 << 24
 WHOLE = slice(None)
@@ -95,17 +92,18 @@ def draw_seeds(rng_seed: Tensor, blocks: Blocks) -> Tensor:
 
 
 def _seeds_up_to_the_last(rng_seed: Tensor, blocks: Blocks) -> Iterator[Tensor]:
-    last, drawn = -1, 0
+    stream, last = Stream(rng_seed), -1
     while last < blocks.positions - 1:
         count = min(_enough(blocks.gamma * (blocks.positions - 1 - last)), DRAWN_AT_ONCE)
-        seeds = _gaps(rng_seed, drawn, count, blocks).cumsum(0).add_(last)
-        last, drawn = int(seeds[-1]), drawn + count
-        yield seeds if last < blocks.positions else seeds[: int(torch.searchsorted(seeds, blocks.positions))]
+        seeds = _gaps(stream, count, blocks).cumsum(0).add_(last)
+        inside = int(torch.searchsorted(seeds, blocks.positions))
+        yield seeds[:inside]
+        last = int(seeds[-1]) if inside == count else blocks.positions
 
 
 def draw_fixed_number(rng_seed: Tensor, blocks: Blocks) -> Tensor:
     """`draw_seeds` without a value that the host must wait for."""
-    gaps = _gaps(rng_seed, 0, _enough(blocks.gamma * blocks.positions), blocks)
+    gaps = _gaps(Stream(rng_seed), _enough(blocks.gamma * blocks.positions), blocks)
     return gaps.cumsum(0).sub_(1).clamp_(max=blocks.positions)
 
 
@@ -113,11 +111,9 @@ def _enough(expected: float) -> int:
     return math.ceil(expected + 8 * math.sqrt(expected) + 16)
 
 
-def _gaps(rng_seed: Tensor, start: int, count: int, blocks: Blocks) -> Tensor:
-    gaps = uniforms(rng_seed, start, count)
-    for part in torch.split(gaps, LOGARITHMS_AT_ONCE if gaps.device.type == "cpu" else count):
-        part.log_()
-    return gaps.div_(math.log1p(-blocks.gamma)).clamp_(max=blocks.positions).to(torch.int64).add_(1)
+def _gaps(stream: Stream, count: int, blocks: Blocks) -> Tensor:
+    gaps = stream.negative_exponentials(count).div_(math.log1p(-blocks.gamma))
+    return gaps.clamp_(max=blocks.positions).to(torch.int64).add_(1)
 
 
 # --- from seeds to memory ----------------------------------------------------------------------------------------
