@@ -300,12 +300,12 @@ def bench_(
     console.print(f"Forward and backward together, block {block_size}, keep_prob {keep:g}", style="bold")
     console.print(about)
     for kind, group in itertools.groupby(wanted, key=lambda case: case.kind):
-        table = new_table("", f"{bench.PRODUCT}, ms", *names[1:])
+        table = new_table("", f"{bench.PRODUCT}, ms", "ours", *names[2:])
         for case in group:
             of_case = {row.contender: row for row in rows if row.case == case}
             product = of_case[bench.PRODUCT]
             doubt = "?" if product.spread > bench.UNSTABLE else ""
-            ratios = (f"{of_case[name].ratio:.1f}×" if name in of_case else "" for name in names[1:])
+            ratios = (f"{of_case[name].ratio:.3g}×" if name in of_case else "" for name in names[1:])
             table.add_row(joined(case.shape), f"{product.median_us / 1000:.2f}{doubt}", *ratios)
         console.print(f"\n{kind}")
         console.print(table)

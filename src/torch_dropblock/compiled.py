@@ -42,7 +42,8 @@ class Draw:
 
     def empty_mask(self, device: torch.device) -> Tensor:
         own_lead = (*self.lead[:-1], 1) if self.share_channels else tuple(self.lead)
-        return sparse.empty_mask((*own_lead, *self.size), device, self.channels_last)
+        mask = sparse.empty_mask((*own_lead, *self.size), device, self.channels_last)
+        return mask.view(torch.uint8)
 
     def mask(self, rng_seed: Tensor, keep_prob: Tensor) -> Tensor:
         if 0 in (*self.lead, *self.size):
@@ -51,14 +52,14 @@ class Draw:
         shape = tuple(self.lead), tuple(self.size), tuple(self.block_size)
         blocks = Blocks.of(*shape, number, rate, self.share_channels)
         seeds = sparse.draw_seeds(rng_seed, blocks)
-        return sparse.dropped_mask(seeds, blocks, rng_seed.device, self.channels_last)
+        return sparse.dropped_mask(seeds, blocks, rng_seed.device, self.channels_last).view(torch.uint8)
 
 
 @torch.library.custom_op("torch_dropblock::draw", mutates_args=(), schema=SIGNATURE + " -> (Tensor, Tensor)")
 def draw(rng_seed: Tensor, keep_prob: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """The mask, True where dropped, and the scale of what is kept, a tensor of no dimensions."""
+    """The mask, 1 where dropped and else 0, and the scale of what is kept, a tensor of no dimensions."""
     mask = Draw(*arguments).mask(rng_seed, keep_prob)
-    return mask, sparse.scale_of(mask)
+    return mask, sparse.scale_of(mask.view(torch.bool))
 
 
 @torch.library.custom_op("torch_dropblock::redraw", mutates_args=(), schema=SIGNATURE + " -> Tensor")
@@ -89,17 +90,18 @@ class _Apply(torch.autograd.Function):
         rate: str,
         share_channels: bool,
     ) -> Tensor:
-        ctx.options = block_size, rate, share_channels
-        mask, scale = draw(rng_seed, keep_prob, *_shape_of(input, block_size), rate, share_channels, _layout_of(input))
+        # that of the gradient is not known yet when the backward pass is traced
+        ctx.options = rate, share_channels, _layout_of(input)
+        ctx.block_size = block_size
+        mask, scale = draw(rng_seed, keep_prob, *_shape_of(input, block_size), *ctx.options)
         ctx.save_for_backward(rng_seed, keep_prob, scale)
-        return sparse.masked(input, mask, scale)
+        return _scale_and_zero(input, mask, scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rng_seed, keep_prob, scale = ctx.saved_tensors
-        block_size, rate, share_channels = ctx.options
-        mask = redraw(rng_seed, keep_prob, *_shape_of(grad, block_size), rate, share_channels, _layout_of(grad))
-        return sparse.masked(grad, mask, scale), None, None, None, None, None
+        mask = redraw(rng_seed, keep_prob, *_shape_of(grad, ctx.block_size), *ctx.options)
+        return _scale_and_zero(grad, mask, scale), None, None, None, None, None
 
 
 def drop_block(
@@ -117,6 +119,12 @@ def drop_block(
     rng_seed = draw_rng_seed(input.device, generator)
     output: Tensor = _Apply.apply(input, rng_seed, keep_prob, block_size, rate, share_channels)
     return input.copy_(output) if inplace else output
+
+
+def _scale_and_zero(input: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
+    """`sparse.masked` in the form that compiles best: on a CPU a condition read from bools is several times slower."""
+    op = torch.float64 if input.dtype == torch.float64 else torch.float32
+    return torch.where(mask.to(op) > 0.5, 0.0, input.to(op) * scale.to(op)).to(input.dtype)
 
 
 def _shape_of(input: Tensor, block_size: tuple[int, ...]) -> tuple[Sequence[int], Sequence[int], tuple[int, ...]]:

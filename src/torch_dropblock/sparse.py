@@ -243,7 +243,7 @@ def apply_masked(input: Tensor, out: Tensor, seeds: Tensor, blocks: Blocks, scal
 
 
 def masked(input: Tensor, dropped: Tensor, scale: Tensor) -> Tensor:
-    """The input times the scale, and 0 where dropped, in operations that a compiler can see through."""
+    """The input times the scale, and 0 where dropped."""
     op = torch.float64 if input.dtype == torch.float64 else torch.float32
     return torch.where(dropped, 0, (input.to(op) * scale.to(op)).to(input.dtype))
 
