@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import __version__
 from .modules import DropBlock1d, DropBlock2d, DropBlock3d
 
 OURS, PRODUCT = "torch-dropblock", "x * c"
@@ -206,15 +207,10 @@ def chosen_cases(
 
 def machine(device: str) -> dict[str, Any]:
     """What the figures were measured on, and with."""
-    versions = {
-        name: metadata.version(name) for name in ("torch", "torchvision", "timm", "torch-dropblock") if _installed(name)
-    }
+    peers = {name: metadata.version(name) for name in ("torchvision", "timm") if find_spec(name)}
+    versions = {"torch-dropblock": __version__, "torch": str(torch.__version__), **peers}
     name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else processor()
     return {"processor": name, "threads": torch.get_num_threads(), "python": platform.python_version(), **versions}
-
-
-def _installed(name: str) -> bool:
-    return find_spec(name.replace("-", "_")) is not None
 
 
 def processor() -> str:
