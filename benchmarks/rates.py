@@ -206,12 +206,13 @@ def times(sizes: Sequence[int]) -> str:
 # --- command -----------------------------------------------------------------------------------------------------
 
 
-def between_markers(text: str, content: str) -> str:
-    """`text` with `content` in place of what stood between the markers."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the text must have a line {BEGIN} and after it a line {END}")
+def between_markers(text: str, content: str, name: str = "rates") -> str:
+    """`text` with `content` in place of what stood between the markers of this name."""
+    first, last = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
+    if not (begin and end):
+        raise ValueError(f"the text must have a line {first} and after it a line {last}")
     return f"{before}{begin}\n{content}\n{end}{after}"
 
 

@@ -1,9 +1,15 @@
 """What all tests share: a fixed state of randomness, and z tests."""
 
 import math
+import os
 
 import pytest
 import torch
+from hypothesis import settings
+
+# a busy machine is no failure, and continuous integration tries the same examples each time
+settings.register_profile("here", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("here")
 
 
 @pytest.fixture(autouse=True)

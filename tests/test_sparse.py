@@ -153,6 +153,7 @@ def test_working_on_parts_changes_nothing(monkeypatch, at_once, shape):
     whole, parts, count = torch.empty_like(x), torch.empty_like(x), sparse.count_dropped(seeds, blocks.planes())
     sparse.apply_blocks(x, whole, seeds, blocks)
     monkeypatch.setattr(sparse, "BYTES_AT_ONCE", at_once)
+    monkeypatch.setattr(sparse, "COUNTED_AT_ONCE", at_once)
     sparse.apply_blocks(x, parts, seeds, blocks)
     assert torch.equal(parts, whole)
     assert sparse.count_dropped(seeds, blocks.planes()) == count

@@ -28,6 +28,9 @@ from .rng import Stream
 DRAWN_AT_ONCE = 16384
 # How many bytes are worked on at once, so that the second pass over them finds them in the cache.
 BYTES_AT_ONCE = 1 << 24
+# How many bytes of the mask are counted at once: memory that small is found in the cache again at the next call, where
+# the operating system would have to clear new pages for a whole mask.
+COUNTED_AT_ONCE = 1 << 18
 WHOLE = slice(None)
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -292,7 +295,7 @@ def count_dropped(seeds: Tensor, planes: Blocks, covered: Cover | None = None) -
         return len(seeds) * block_units
     covered = covered or cover(seeds, planes, (plane, *_contiguous_strides(planes.size)))
     total = planes.lead[0]
-    at_once = min(total, max(1, BYTES_AT_ONCE // plane))
+    at_once = min(total, max(1, COUNTED_AT_ONCE // plane))
     # PyTorch fills a bool tensor nearly twice as fast as one of another type
     mask = torch.empty(at_once * plane, dtype=torch.bool, device="cpu")
     dropped = 0

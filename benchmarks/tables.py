@@ -1,0 +1,97 @@
+"""The tables of docs/performance.md and README.md, from the rows in benchmarks/results.
+
+    torch-dropblock bench --json benchmarks/results/layer-cpu-1.json
+    python benchmarks/resnet50_step.py --json benchmarks/results/resnet50-cpu-1.json
+    python benchmarks/tables.py
+
+Runs of one kind are numbered. A cell is the median over runs, with the smallest and the largest of them.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rates import between_markers
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+Row = dict[str, Any]
+
+
+def rows_of(kind: str) -> list[Row]:
+    """Every row of every run of a kind."""
+    files = sorted((HERE / "results").glob(f"{kind}-*.json"))
+    return [row for file in files for row in json.loads(file.read_text())]
+
+
+def cell(values: Sequence[float], form: str) -> str:
+    middle, low, high = (format(v, form) for v in (statistics.median(values), min(values), max(values)))
+    return f"{middle} ({low} to {high})" if len(values) > 1 else middle
+
+
+def machine(row: Row) -> str:
+    names = ("processor", "threads", "python", "torch", "torchvision", "timm")
+    return ", ".join(f"{name} {row[name]}" for name in names if name in row)
+
+
+def layer_table(rows: list[Row]) -> str:
+    """One line a case."""
+    names = list(dict.fromkeys(row["contender"] for row in rows))
+    lines = [
+        f"| {' | '.join(['', 'x * c, ms', *names[1:]])} |",
+        f"| {' | '.join(['---'] * (len(names) + 1))} |",
+    ]
+    kinds = dict.fromkeys((row["mode"], row["dtype"], row["layout"]) for row in rows)
+    for kind in kinds:
+        of_kind = [row for row in rows if (row["mode"], row["dtype"], row["layout"]) == kind]
+        shapes = dict.fromkeys(tuple(row["shape"]) for row in of_kind)
+        for shape in shapes:
+            of_case = [row for row in of_kind if tuple(row["shape"]) == shape]
+            product = [row["median_us"] / 1000 for row in of_case if row["contender"] == names[0]]
+            ratios = [cell([row["ratio"] for row in of_case if row["contender"] == name], ".1f") for name in names[1:]]
+            label = f"{'×'.join(map(str, shape))}, {', '.join(kind)}"
+            lines.append(f"| {' | '.join([label, cell(product, '.2f'), *ratios])} |")
+    return "\n".join(lines)
+
+
+def step_table(rows: list[Row]) -> str:
+    lines = ["| layer at 36 sites | step, ms | added, % |", "| --- | --- | --- |"]
+    for name in dict.fromkeys(row["layer"] for row in rows):
+        of_layer = [row for row in rows if row["layer"] == name]
+        step = cell([1000 * row["median_s"] for row in of_layer], ".0f")
+        added = cell([100 * row["added"] for row in of_layer], "+.1f")
+        lines.append(f"| {name} | {step} | {added} |")
+    return "\n".join(lines)
+
+
+def summary_table(rows: list[Row]) -> str:
+    """For each kind of case the median over its shapes and over runs."""
+    names = list(dict.fromkeys(row["contender"] for row in rows))
+    lines = [f"| {' | '.join(['as a multiple of x * c', *names[1:]])} |", f"| {' | '.join(['---'] * len(names))} |"]
+    for mode, dtype, layout in dict.fromkeys((row["mode"], row["dtype"], row["layout"]) for row in rows):
+        of_kind = [row for row in rows if (row["mode"], row["dtype"], row["layout"]) == (mode, dtype, layout)]
+        ratios = (statistics.median(row["ratio"] for row in of_kind if row["contender"] == name) for name in names[1:])
+        lines.append(f"| {mode}, {dtype}, {layout} | {' | '.join(f'{ratio:.1f}' for ratio in ratios)} |")
+    return "\n".join(lines)
+
+
+def write(page: Path, name: str, content: str) -> None:
+    page.write_text(between_markers(page.read_text(encoding="utf-8"), content, name), encoding="utf-8")
+
+
+def main() -> None:
+    layers, steps = rows_of("layer-cpu"), rows_of("resnet50-cpu")
+    page = ROOT / "docs" / "performance.md"
+    layers_note = f"{machine(layers[0])}; {layers[0]['rounds']} rounds a run"
+    steps_note = f"{machine(steps[0])}; batch {steps[0]['batch']}, float32, {steps[0]['rounds']} rounds a run"
+    write(page, "layers", f"{layer_table(layers)}\n\n{layers_note}.")
+    write(page, "steps", f"{step_table(steps)}\n\n{steps_note}.")
+    write(ROOT / "README.md", "cost", f"{summary_table(layers)}\n\n{layers_note}.")
+
+
+if __name__ == "__main__":
+    main()
