@@ -18,6 +18,8 @@ LAYERS = [
     {"autograd", "compiled"},
     {"functional"},
     {"modules"},
+    {"sites"},
+    {"insertion", "resnet", "conversion", "schedule", "summary", "uncertainty"},
     {"__init__"},
     {"photo", "figures"},
     {"demo", "bench", "terminal"},
@@ -69,6 +71,13 @@ def test_public_names():
         "seed_probability",
         "expected_keep_rate",
         "keep_rate_map",
+        "insert_dropblock",
+        "insert_dropblock_resnet",
+        "remove_dropblock",
+        "convert_dropblock",
+        "dropblock_summary",
+        "mc_dropblock",
+        "KeepProbSchedule",
     }
     assert torch_dropblock.__version__
     assert (SOURCE / "py.typed").exists()

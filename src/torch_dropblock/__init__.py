@@ -6,9 +6,14 @@ from .functional import drop_block3d as drop_block3d
 from .geometry import expected_keep_rate as expected_keep_rate
 from .geometry import keep_rate_map as keep_rate_map
 from .geometry import seed_probability as seed_probability
+from .insertion import insert_dropblock as insert_dropblock
+from .insertion import remove_dropblock as remove_dropblock
 from .modules import DropBlock as DropBlock
 from .modules import DropBlock1d as DropBlock1d
 from .modules import DropBlock2d as DropBlock2d
 from .modules import DropBlock3d as DropBlock3d
+from .resnet import insert_dropblock_resnet as insert_dropblock_resnet
+from .schedule import KeepProbSchedule as KeepProbSchedule
+from .uncertainty import mc_dropblock as mc_dropblock
 
 __version__ = "0.1.0"

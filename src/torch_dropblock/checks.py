@@ -47,6 +47,19 @@ def positive_ints(name: str, value: object, dims: int | None) -> tuple[int, ...]
     return tuple(checked)
 
 
+def whole_number(name: str, value: object, at_least: int) -> int:
+    wanted = f"{name} must be an int of at least {at_least}"
+    try:
+        if isinstance(value, (bool, Tensor)):
+            raise TypeError  # noqa: TRY301
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{wanted}, got {value!r} of type {type(value).__name__}") from None
+    if number < at_least:
+        raise ValueError(f"{wanted}, got {value!r}")
+    return number
+
+
 def probability(name: str, value: object) -> float:
     """A number in [0, 1], or a floating-point tensor of no dimensions that holds one, as a float."""
     if isinstance(value, Tensor):

@@ -48,7 +48,7 @@ class Draw:
     def mask(self, rng_seed: Tensor, keep_prob: Tensor) -> Tensor:
         if 0 in (*self.lead, *self.size):
             return self.empty_mask(rng_seed.device)
-        number, rate = checks.probability("keep_prob", keep_prob), checks.rate(self.rate)
+        number, rate = checks.probability("keep_prob", keep_prob.squeeze()), checks.rate(self.rate)
         shape = tuple(self.lead), tuple(self.size), tuple(self.block_size)
         blocks = Blocks.of(*shape, number, rate, self.share_channels)
         seeds = sparse.draw_seeds(rng_seed, blocks)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from . import checks, geometry
 from .checks import Rate
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class _DropBlockNd(nn.Module):
+class DropBlockNd(nn.Module):
     dims: ClassVar[int]
 
     def __init__(
@@ -43,12 +44,35 @@ class _DropBlockNd(nn.Module):
 
     @keep_prob.setter
     def keep_prob(self, value: float | Tensor) -> None:
-        self._keep_prob = checks.probability("keep_prob", value)
+        self._target_keep_prob = checks.probability("keep_prob", value)
+        self._set_keep_prob(self._target_keep_prob)
+
+    @property
+    def target_keep_prob(self) -> float:
+        """The `keep_prob` that was asked for, to which a schedule takes the layer; assigning `keep_prob` sets it."""
+        return self._target_keep_prob
+
+    def set_strength(self, strength: float) -> None:
+        """Drop `strength` times the share that was asked for, from none at 0 to all of it at 1: what a schedule does.
+
+        >>> layer = DropBlock2d(7, keep_prob=0.9)
+        >>> layer.set_strength(0.5)
+        >>> layer.keep_prob, layer.target_keep_prob
+        (0.95, 0.9)
+        """
+        strength, target = checks.probability("strength", strength), self._target_keep_prob
+        keep_prob = target if strength == 1.0 else 1.0 - strength * (1.0 - target)
+        if keep_prob != self._keep_prob:
+            self._set_keep_prob(keep_prob)
+
+    def _set_keep_prob(self, value: float) -> None:
+        self._keep_prob = value
         # Compiled code reads this tensor, since it would be compiled again for each new value of a float. It is no
         # buffer, so that it is not rounded by `half()`, broadcast by DDP or saved; and it is replaced, not filled, so
-        # that a backward pass still to come finds the value of its forward pass.
+        # that a backward pass still to come finds the value of its forward pass. It has one dimension, since the
+        # compiler takes one of none for a float, finds no use for it as one, and begins again.
         with torch.inference_mode(False):
-            self._keep_prob_tensor = torch.tensor(self._keep_prob, dtype=torch.float64, device="cpu")
+            self._keep_prob_tensor = torch.tensor([value], dtype=torch.float64, device="cpu")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, nn.Parameter) and isinstance(getattr(type(self), name, None), property):
@@ -56,33 +80,41 @@ class _DropBlockNd(nn.Module):
         super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.keep_prob = self._keep_prob  # a layer that was built with fake tensors gets a real one
+        self._set_keep_prob(self._keep_prob)  # a layer that was built with fake tensors gets a real one
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):  # of `torch.fx`: stay one module, with its mode and keep_prob
+            return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input,), {})  # type: ignore
+        return self.drop(input, self.training)
+
+    def drop(self, input: Tensor, training: bool) -> Tensor:
+        """What `forward` does, with `training` in place of the layer's own flag."""
         return DROP_BLOCK[self.dims](
             input,
             self.block_size,
             keep_prob=self._keep_prob_tensor if torch.compiler.is_compiling() else self._keep_prob,
             rate=self.rate,
             share_channels=self.share_channels,
-            training=self.training,
+            training=training,
             inplace=self.inplace,
         )
 
     def extra_repr(self) -> str:
-        names = ("block_size", "keep_prob", "rate", "share_channels", "inplace")
+        names = ["block_size", "keep_prob", "rate", "share_channels", "inplace"]
+        if self.keep_prob != self.target_keep_prob:
+            names.insert(2, "target_keep_prob")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
-class DropBlock1d(_DropBlockNd):
+class DropBlock1d(DropBlockNd):
     """Drop contiguous stretches of signals of shape (N, C, L) or (C, L) in training; otherwise as `DropBlock2d`."""
 
     dims = 1
 
 
-class DropBlock2d(_DropBlockNd):
+class DropBlock2d(DropBlockNd):
     """Drop contiguous blocks of feature maps in training and scale the rest; in evaluation do nothing.
 
     `drop_block2d` says what it does and to which tensors. The layer has no entry in a state_dict.
@@ -114,7 +146,7 @@ class DropBlock2d(_DropBlockNd):
     dims = 2
 
 
-class DropBlock3d(_DropBlockNd):
+class DropBlock3d(DropBlockNd):
     """Drop contiguous blocks of volumes of shape (N, C, D, H, W) or (C, D, H, W); otherwise as `DropBlock2d`."""
 
     dims = 3
@@ -157,4 +189,5 @@ class DropBlock(DropBlock2d):
         return geometry.seed_probability(size, self.block_size, self.keep_prob, "paper")
 
     def extra_repr(self) -> str:
-        return f"block_size={self.block_size!r}, p={self.p!r}"
+        target = "" if self.keep_prob == self.target_keep_prob else f", target_keep_prob={self.target_keep_prob!r}"
+        return f"block_size={self.block_size!r}, p={self.p!r}{target}"

@@ -1,0 +1,141 @@
+"""`insert_dropblock` and `remove_dropblock`: layers into any network and out again, by the names of its modules."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from . import checks, sites
+from .checks import Rate
+from .modules import DropBlock1d, DropBlock2d, DropBlock3d, DropBlockNd
+
+LAYERS: dict[int, type[DropBlockNd]] = {1: DropBlock1d, 2: DropBlock2d, 3: DropBlock3d}
+
+Where = str | Iterable[str] | Callable[[str, nn.Module], bool]
+
+
+def insert_dropblock(
+    model: nn.Module,
+    where: Where,
+    *,
+    block_size: int | Sequence[int] = 7,
+    keep_prob: float = 0.9,
+    dims: int = 2,
+    rate: Rate = "exact",
+    share_channels: bool = False,
+    inplace: bool = False,
+) -> dict[str, nn.Module]:
+    """Let a DropBlock layer act on the output of each module that matches, in the model itself.
+
+    No module is renamed and no key of the state_dict changes, so a checkpoint of the plain model fits the model with
+    layers, and back. A layer drops while the module that it follows is in training mode. Insert before
+    `torch.compile` and before DistributedDataParallel or `fully_shard`, and after conversions that replace
+    modules, such as `convert_sync_batchnorm`.
+
+    Args:
+        model: the network; `print(dict(model.named_modules()).keys())` shows the names of its modules.
+        where: a glob pattern over these names or several of them, in which `*` matches dots too, or a function
+            `(name, module) -> bool`.
+        block_size: size of a block, one int for all spatial dimensions or one for each; clamped to the map.
+        keep_prob: probability that a unit is kept, in [0, 1].
+        dims: number of spatial dimensions: the modules must return (N, C, L), (N, C, H, W) or (N, C, D, H, W).
+        rate: `"exact"` or `"paper"`, as for the layer.
+        share_channels: one mask per sample for all of its channels.
+        inplace: write into the output of the module, which its backward pass must not need.
+
+    Returns:
+        The layers that were inserted, by the name of the module that each follows.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of its range; the model is wrapped or compiled; or a module that matches has a
+            layer already, is one, or has no forward. Nothing is inserted then. At a forward pass: a module returns no
+            feature map of `dims` dimensions.
+
+    Warns:
+        UserWarning: a pattern, or the function, matches nothing.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
+    >>> insert_dropblock(model, "3", block_size=5, keep_prob=0.9)
+    {'3': DropBlock2d(block_size=5, keep_prob=0.9, rate='exact', share_channels=False, inplace=False)}
+    """
+    sites.refuse_wrapped(model, "insert")
+    if dims not in LAYERS or isinstance(dims, bool):
+        raise ValueError(f"dims must be 1, 2 or 3, got {dims!r}")
+    keep_prob = checks.probability("keep_prob", keep_prob)
+    layers: dict[str, DropBlockNd] = {
+        name: LAYERS[dims](block_size, keep_prob=keep_prob, rate=rate, share_channels=share_channels, inplace=inplace)
+        for name in _matches(model, where)
+    }
+    sites.attach(model, layers)
+    return dict(layers)
+
+
+def remove_dropblock(model: nn.Module) -> int:
+    """Take out every layer that `insert_dropblock` and `insert_dropblock_resnet` put in, and return how many.
+
+    Layers that are modules of the network, as one in a `Sequential`, stay.
+
+    Raises:
+        TypeError: `model` is no module.
+        ValueError: the model is wrapped or compiled.
+        RuntimeError: some layers had been lost, as a conversion that replaces modules loses them; the others
+            have been taken out then.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    >>> _ = insert_dropblock(model, "*")
+    >>> remove_dropblock(model)
+    2
+    """
+    sites.refuse_wrapped(model, "remove layers")
+    lost = sites.lost(model)
+    removed = 0
+    for name, module in list(model.named_modules()):
+        for key, _ in sites.hooks_of(module):
+            del module._forward_hooks[key]
+            removed += 1
+        if isinstance(module, sites.IdentityShortcut):
+            _put_none_back(model, name)
+        for attribute in (sites.RECORD, sites.TRACED):
+            module.__dict__.pop(attribute, None)
+    if lost:
+        raise sites.LostSitesError(lost, f" The other {removed} have been taken out.")
+    return removed
+
+
+def _put_none_back(model: nn.Module, name: str) -> None:
+    parent, _, attribute = name.rpartition(".")
+    block = model.get_submodule(parent)
+    delattr(block, attribute)
+    setattr(block, attribute, None)
+
+
+def _matches(model: nn.Module, where: Where) -> list[str]:
+    """The names of the modules that match, the first name of a module that has several."""
+    if isinstance(where, nn.Module) or not (isinstance(where, str | Iterable) or callable(where)):
+        raise TypeError(f"where must be a glob pattern, several, or a function (name, module) -> bool, got {where!r}")
+    named = list(model.named_modules(remove_duplicate=False))
+    if callable(where):
+        found = [(name, module) for name, module in named if where(name, module)]
+        if not found:
+            warnings.warn("where is True for no module: no DropBlock layer was inserted", UserWarning, stacklevel=3)
+    else:
+        patterns = [where] if isinstance(where, str) else list(where)
+        for pattern in patterns:
+            if not isinstance(pattern, str):
+                raise TypeError(f"where must be glob patterns over names of modules, got {pattern!r}")
+        names = [name for name, _ in named if name]
+        for pattern in patterns or [""]:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                close = difflib.get_close_matches(pattern, names, n=3)
+                hint = f"; close to it are {', '.join(map(repr, close))}" if close else ""
+                warnings.warn(f"no module is named like {pattern!r}{hint}", UserWarning, stacklevel=3)
+        found = [(name, module) for name, module in named if name and any(fnmatchcase(name, p) for p in patterns)]
+    first: dict[int, str] = {}
+    for name, module in found:
+        first.setdefault(id(module), name)
+    return list(first.values())

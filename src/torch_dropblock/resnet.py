@@ -1,0 +1,118 @@
+"""`insert_dropblock_resnet`: the placement of the paper in the ResNets of torchvision and timm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from . import checks, sites
+from .checks import Rate
+from .modules import DropBlock2d, DropBlockNd
+
+GROUPS = (1, 2, 3, 4)
+# the classes whose forward is known: these norms, and `downsample` on the shortcut if it is not None
+BLOCKS = {
+    (module, kind)
+    for module in ("torchvision.models.resnet", "timm.models.resnet")
+    for kind in ("BasicBlock", "Bottleneck")
+}
+NORMS = ("bn1", "bn2", "bn3")
+
+
+def insert_dropblock_resnet(
+    model: nn.Module,
+    *,
+    keep_prob: float = 0.9,
+    block_size: int | Sequence[int] = 7,
+    groups: Sequence[int] = (3, 4),
+    rate: Rate = "exact",
+    share_channels: bool = False,
+    inplace: bool = False,
+) -> dict[str, nn.Module]:
+    """Insert DropBlock where the paper's authors have it: after each convolution and on each shortcut of a group.
+
+    The layer of a convolution acts after its batch norm; that of a shortcut acts on the projection or, where there is
+    none, on the identity. In group g the share dropped is that of group 4 divided by 4^(4 - g). ResNet-50 gets 36
+    layers in groups 3 and 4, ResNet-18 gets 12. The paper increases the share over the training: `KeepProbSchedule`.
+
+    Args:
+        model: a ResNet, ResNeXt or Wide ResNet of torchvision or timm, built of their BasicBlock or Bottleneck, or
+            a part of one that has its groups `layer1` to `layer4`.
+        keep_prob: probability that a unit is kept in group 4, in [0, 1].
+        block_size: height and width of a block, one int for both or two; clamped to the map.
+        groups: which of the groups 1 to 4 get layers.
+        rate: `"exact"` or `"paper"`, as for the layer.
+        share_channels: one mask per sample for all of its channels.
+        inplace: write into the outputs of the batch norms and projections, though never into an identity shortcut.
+
+    Returns:
+        The layers that were inserted, by the name of the module that each follows.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of its range; the model is no such ResNet, is wrapped or compiled, or has
+            layers there already. Nothing is inserted then.
+
+    Source: the authors' resnet_model.py; section 4.1 of the paper.
+    """
+    sites.refuse_wrapped(model, "insert")
+    keep_prob = checks.probability("keep_prob", keep_prob)
+    checks.flag("inplace", inplace)
+    layers: dict[str, DropBlockNd] = {}
+    identities: list[tuple[nn.Module, str]] = []
+    for group in _checked(groups):
+        strength = (1.0 - keep_prob) / 4 ** (4 - group)
+        for number, block in _blocks(model, group):
+            name = f"layer{group}.{number}"
+            places = [f"{name}.{norm}" for norm in NORMS if hasattr(block, norm)] + [f"{name}.downsample"]
+            for place in places:
+                is_identity = place.endswith("downsample") and block.downsample is None
+                if is_identity:
+                    identities.append((block, place))
+                layers[place] = DropBlock2d(
+                    block_size,
+                    keep_prob=keep_prob if group == 4 else 1.0 - strength,
+                    rate=rate,
+                    share_channels=share_channels,
+                    inplace=inplace and not is_identity,
+                )
+    for block, _ in identities:
+        block.downsample = sites.IdentityShortcut()
+    try:
+        sites.attach(model, layers)
+    except BaseException:
+        for block, _ in identities:
+            del block.downsample
+            block.downsample = None  # type: ignore[assignment]
+        raise
+    return dict(layers)
+
+
+def _checked(groups: Sequence[int]) -> list[int]:
+    if isinstance(groups, str) or not isinstance(groups, Sequence):
+        raise TypeError(f"groups must be a sequence of some of 1, 2, 3 and 4, got {groups!r}")
+    if not groups or len(set(groups)) < len(groups) or any(group not in GROUPS for group in groups):
+        raise ValueError(f"groups must be some of 1, 2, 3 and 4, none twice, got {groups!r}")
+    return sorted(groups)
+
+
+def _blocks(model: nn.Module, group: int) -> list[tuple[str, nn.Module]]:
+    members = getattr(model, f"layer{group}", None)
+    blocks = list(members.named_children()) if isinstance(members, nn.Sequential) else []
+    for _, block in blocks:
+        kinds = {(kind.__module__, kind.__name__) for kind in type(block).__mro__}
+        if not kinds & BLOCKS:
+            blocks = []
+    if not blocks:
+        raise ValueError(
+            f"{type(model).__name__} has no group layer{group} of torchvision's or timm's BasicBlock or Bottleneck; "
+            "use insert_dropblock(model, where), which takes any network"
+        )
+    for number, block in blocks:
+        if not isinstance(getattr(block, "drop_block", None), nn.Identity | None):
+            raise ValueError(
+                f"layer{group}.{number}.drop_block is a {type(block.drop_block).__name__} already; build the model "
+                "without drop_block_rate, or replace its layers with convert_dropblock(model)"
+            )
+    return blocks

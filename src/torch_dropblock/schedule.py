@@ -1,0 +1,217 @@
+"""`KeepProbSchedule`: the strength of every layer of a model as a function of the training step.
+
+A curve says what part of its full strength a layer has at some progress of the training, both from 0 to 1. A layer of
+strength s that is to keep `target` keeps `1 - s * (1 - target)`: all layers start and end together, and their
+strengths keep their ratio.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from . import checks, sites
+from .modules import DropBlockNd
+
+Curve = Callable[[float], float]
+
+
+def linear(progress: float) -> float:
+    """The paper's: evenly from 0 to 1."""
+    return progress
+
+
+def cosine(progress: float) -> float:
+    """Half a cosine: slow at both ends."""
+    return (1.0 - math.cos(math.pi * progress)) / 2
+
+
+def constant(progress: float) -> float:
+    """At full strength from the first step."""
+    return 1.0
+
+
+def step(progress: float) -> float:
+    """Off in the first half of the training, at full strength in the second."""
+    return 0.0 if progress < 0.5 else 1.0
+
+
+CURVES: dict[str, Curve] = {curve.__name__: curve for curve in (linear, cosine, constant, step)}
+
+
+class KeepProbSchedule:
+    """Take `keep_prob` of every DropBlock layer of a model from 1 to what the layer was made with.
+
+    It is used like a scheduler of `torch.optim.lr_scheduler`: built once, `step()` after each step of the optimizer,
+    `state_dict()` into the checkpoint. Nothing else advances it, so evaluation, a second forward pass and activation
+    checkpointing leave it alone, and it is the same on every rank. A compiled model is not compiled again.
+
+    Args:
+        model: a network with DropBlock layers, inserted or its own; it may be wrapped or compiled.
+        total_steps: the number of steps of the whole training; from then on layers are at full strength.
+        curve: `"linear"` as in the paper, `"cosine"`, `"constant"`, `"step"`, or a function from progress in
+            [0, 1] to strength in [0, 1].
+        start_step: how many steps have been taken already, for a training that goes on without a saved state. (To
+            hold the layers off for the first tenth: `curve=lambda progress: max(0.0, (progress - 0.1) / 0.9)`.)
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of its range, the model has no DropBlock layer, or the curve gives no
+            strength in [0, 1].
+        RuntimeError: layers that were inserted are no longer there; looked for again at every step.
+
+    Source: section 4.1 of the paper, "scheduled DropBlock".
+
+    >>> from torch_dropblock import DropBlock2d
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), DropBlock2d(7, keep_prob=0.9))
+    >>> schedule = KeepProbSchedule(model, total_steps=100)
+    >>> for _ in range(50):
+    ...     schedule.step()  # after optimizer.step()
+    >>> model[1].keep_prob
+    0.95
+    """
+
+    def __init__(
+        self, model: nn.Module, total_steps: int, *, curve: str | Curve = "linear", start_step: int = 0
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
+        self.model = model
+        self.total_steps = checks.whole_number("total_steps", total_steps, at_least=1)
+        self.curve = CURVES[_known(curve)] if isinstance(curve, str) else curve
+        if not callable(self.curve):
+            raise TypeError(f"curve must be one of {', '.join(CURVES)} or a function, got {curve!r}")
+        self._warned = False
+        self._layers: list[DropBlockNd] = []
+        self.steps = checks.whole_number("start_step", start_step, at_least=0)
+        self._apply()
+
+    @property
+    def progress(self) -> float:
+        """From 0 before the first step to 1 after the last."""
+        return min(self.steps / self.total_steps, 1.0)
+
+    @property
+    def strength(self) -> float:
+        """What part of its full strength each layer has now."""
+        return checks.probability("the strength that curve returned", self.curve(self.progress))
+
+    def step(self) -> None:
+        """Go on by one step of the optimizer.
+
+        Warns:
+            UserWarning: at the first step, if the model is in training mode and some of its layers are not, as where
+                the batch norms that they follow were put into evaluation mode.
+        """
+        self.steps += 1
+        self._apply()
+        if not self._warned and self.model.training:
+            self._warn_of_layers_that_are_off()
+
+    def _apply(self) -> None:
+        layers = sites.layers(self.model)
+        if layers != self._layers:  # some are new or lost
+            sites.find(self.model)
+            self._layers = layers
+        if not layers:
+            raise ValueError(
+                f"{type(self.model).__name__} has no DropBlock layer to schedule; put some in first, with "
+                "insert_dropblock(model, where) or insert_dropblock_resnet(model)"
+            )
+        strength = self.strength
+        for layer in layers:
+            layer.set_strength(strength)
+
+    def _warn_of_layers_that_are_off(self) -> None:
+        found = sites.find(self.model)
+        off = [name for name, site in found.items() if not site.training]
+        self._warned = True
+        if off:
+            warnings.warn(
+                f"the model is in training mode, but {len(off)} of its {len(found)} DropBlock layers are not and drop "
+                f"nothing: {', '.join(off)}. An inserted layer drops while the module that it follows is in training "
+                "mode, or after its own train()",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs: the steps taken, and each layer's own keep_prob by name."""
+        return {
+            "steps": self.steps,
+            "total_steps": self.total_steps,
+            "curve": getattr(self.curve, "__name__", type(self.curve).__name__),
+            "keep_prob": {name: site.layer.target_keep_prob for name, site in sites.find(self.model).items()},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, with its total steps and the keep_prob that its layers were made with.
+
+        The names of layers may differ by what wrappers such as DistributedDataParallel and `torch.compile` put
+        into them. The curve stays the one given to this schedule.
+
+        Raises:
+            TypeError, ValueError: it is no state of a schedule, or one of a model with other layers; nothing is
+                changed then.
+
+        Warns:
+            UserWarning: it is the state of a schedule with other total steps or another curve.
+        """
+        found = {sites.canonical(name): site for name, site in sites.find(self.model).items()}
+        steps, total_steps, curve, targets = _read(state_dict)
+        targets = _renamed(targets, list(found))
+        mine = self.state_dict()
+        for name, saved in (("total_steps", total_steps), ("curve", curve)):
+            if mine[name] != saved:
+                goes_on = saved if name == "total_steps" else mine[name]
+                warnings.warn(
+                    f"the schedule was built with {name}={mine[name]!r}, the state with {saved!r}; "
+                    f"it goes on with {goes_on!r}",
+                    UserWarning,
+                    stacklevel=2,
+                )
+        for name, site in found.items():
+            site.layer.keep_prob = targets[name]
+        self.steps, self.total_steps = steps, total_steps
+        self._apply()
+
+
+def _renamed(targets: dict[str, float], names: list[str]) -> dict[str, float]:
+    """The same targets under the names of this model, which may all have one prefix more, or one less."""
+    if targets.keys() != set(names):
+        shortest = min([*targets, *names], key=len)
+        for longer, shorter in ((names, list(targets)), (list(targets), names)):
+            prefixes = {name.removesuffix(shortest) for name in longer if f".{name}".endswith(f".{shortest}")}
+            for prefix in prefixes - {""}:
+                if {prefix + name for name in shorter} == set(longer):
+                    return {
+                        name: targets[name.removeprefix(prefix) if longer is names else prefix + name] for name in names
+                    }
+        only = [sorted(a - b) for a, b in ((set(names), targets.keys()), (targets.keys(), set(names)))]
+        raise ValueError(
+            "the state is of a model with other DropBlock layers: "
+            f"only in the model: {', '.join(only[0]) or 'none'}; only in the state: {', '.join(only[1]) or 'none'}"
+        )
+    return targets
+
+
+def _known(curve: str) -> str:
+    if curve not in CURVES:
+        raise ValueError(f"curve must be one of {', '.join(CURVES)} or a function of progress, got {curve!r}")
+    return curve
+
+
+def _read(state: object) -> tuple[int, int, str, dict[str, float]]:
+    wanted = ("steps", "total_steps", "curve", "keep_prob")
+    if not isinstance(state, dict) or any(name not in state for name in wanted):
+        raise TypeError(f"state_dict must be what KeepProbSchedule.state_dict() returned, got {state!r}")
+    targets = {
+        sites.canonical(name): checks.probability(f"keep_prob of {name!r}", value)
+        for name, value in state["keep_prob"].items()
+    }
+    steps = checks.whole_number("steps", state["steps"], at_least=0)
+    return steps, checks.whole_number("total_steps", state["total_steps"], at_least=1), str(state["curve"]), targets
