@@ -3,6 +3,7 @@
 import math
 import os
 
+import matplotlib.figure
 import pytest
 import torch
 from hypothesis import settings
@@ -30,3 +31,17 @@ def z_score():
         return off / error
 
     return z
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """The figures that are saved, in order."""
+    figures = []
+    savefig = matplotlib.figure.Figure.savefig
+
+    def keep_and_save(figure, *args, **kwargs):
+        figures.append(figure)
+        savefig(figure, *args, **kwargs)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep_and_save)
+    return figures

@@ -1,83 +1,18 @@
 """The command as it is called: what it prints, what it writes, what it says when something is wrong."""
 
-import io
-import itertools
-import json
 import os
-import re
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 
 import matplotlib.figure
 import pytest
 import torch
-from matplotlib.text import Text
 from PIL import Image
 
+from command import call, check_texts, complaint, succeed, table_rows
 from torch_dropblock import __version__, demo, expected_keep_rate, keep_rate_map, seed_probability, terminal
 from torch_dropblock.__main__ import main
 from torch_dropblock.figures import percent
-
-
-def call(*arguments):
-    """Run the command: its exit code, what it prints, what it complains about."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["torch-dropblock", *map(str, arguments)])
-        patch.setenv("COLUMNS", "80")  # or what the terminal has that the tests run in
-        with pytest.raises(SystemExit) as exit:
-            main()
-    # typer colours its help in a continuous integration, pipe or not
-    printed, complained = (re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()) for stream in (out, err))
-    return exit.value.code, printed, complained
-
-
-def succeed(*arguments):
-    code, out, err = call(*arguments)
-    assert (code, err) == (0, "")
-    return out
-
-
-def complaint(*arguments):
-    """The one line that the command ends with, without `error: `."""
-    code, out, err = call(*arguments)
-    assert (code, out) == (2, "")
-    assert re.fullmatch(r"error: .+\n", err)
-    return err.removeprefix("error: ").rstrip("\n")
-
-
-def table_rows(out):
-    """The cells of the rows below the rule of a table."""
-    lines = iter(line.strip() for line in out.splitlines())
-    next(line for line in lines if set(line) == {"─"})
-    return [re.split(r"\s{2,}", line) for line in itertools.takewhile(bool, lines)]
-
-
-@pytest.fixture
-def saved(monkeypatch):
-    """The figures that are saved, in order."""
-    figures = []
-    savefig = matplotlib.figure.Figure.savefig
-
-    def keep_and_save(figure, *args, **kwargs):
-        figures.append(figure)
-        savefig(figure, *args, **kwargs)
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep_and_save)
-    return figures
-
-
-def check_texts(figure):
-    """Every text lies on the page, and none covers another."""
-    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
-    boxes = [text.get_window_extent() for text in texts]
-    for text, box in zip(texts, boxes, strict=True):
-        assert min(box.x0, box.y0) >= 0, f"{text.get_text()!r} is cut off"
-        assert box.x1 <= figure.bbox.x1, f"{text.get_text()!r} is cut off"
-        assert box.y1 <= figure.bbox.y1, f"{text.get_text()!r} is cut off"
-    for (one, a), (other, b) in itertools.combinations(zip(texts, boxes, strict=True), 2):
-        assert not a.overlaps(b), f"{one.get_text()!r} covers {other.get_text()!r}"
 
 
 @pytest.fixture
@@ -95,7 +30,7 @@ def test_version():
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-@pytest.mark.parametrize("command", [[], ["demo"], ["show"], ["rate"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["show"], ["rate"], ["summary"], ["bench"]])
 def test_help_has_examples_and_fits_a_terminal(command, flag):
     out = succeed(*command, flag)
     assert "Examples" in out
@@ -345,43 +280,3 @@ def test_show_into_a_folder_that_refuses(cat, tmp_path, monkeypatch):
 
 def test_show_with_an_unknown_rate(cat):
     assert complaint("show", cat, "--rate", "fast") == "rate must be 'exact' or 'paper', got 'fast'"
-
-
-# --- bench -------------------------------------------------------------------------------------------------------
-
-
-def test_bench(tmp_path, saved):
-    rows, plot = tmp_path / "rows.json", tmp_path / "ratios.png"
-    options = ("--rounds", "3", "--json", rows, "--plot", plot, "--dtype", "float32", "--dtype", "bfloat16")
-    code, out, _ = call("bench", "-s", "4x8x14x14", "-s", "4x8x50", *options)
-    assert code == 0
-    assert max(len(line) for line in out.splitlines()[:-2]) <= 80
-    assert out.splitlines()[-2:] == [str(rows), str(plot)]
-    measured = json.loads(rows.read_text())
-    assert {(tuple(row["shape"]), row["dtype"]) for row in measured} == {
-        (shape, dtype) for shape in ((4, 8, 14, 14), (4, 8, 50)) for dtype in ("float32", "bfloat16")
-    }
-    assert re.search(r"eager, bfloat16, contiguous\n", out)
-    assert "Saved for the backward pass by torch-dropblock: at most 0.005 bytes per element" in " ".join(out.split())
-    assert f"torch {torch.__version__.partition('+')[0]}" in " ".join(out.split())
-    (figure,) = saved
-    check_texts(figure)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("-s", "28x28"), "--shape must be 3 to 5 numbers"),
-        (("-s", "0x2x3x4"), "--shape must be"),
-        (("--dtype", "int8"), "--dtype must be one of float32"),
-        (("--layout", "nhwc"), "--layout must be one of contiguous, channels_last"),
-        (("--mode", "fast"), "--mode must be one of eager, compiled"),
-        (("-s", "2x3x4", "--layout", "channels_last"), "channels_last needs a shape of 4 or 5"),
-        (("--device", "nowhere"), "device 'nowhere' cannot be used here"),
-        (("--keep-prob", "2"), "keep_prob must be"),
-        (("--json", "not/there.json"), "there is no folder not to write there.json into"),
-        (("--plot", "ratios.gif"), "the output must end in"),
-    ],
-)
-def test_bench_refuses_before_it_measures(arguments, words):
-    assert words in complaint("bench", *arguments)

@@ -1,4 +1,4 @@
-"""Every example of a docstring and of the README runs and shows what it says."""
+"""Every example of a docstring, of the README and of the docs runs and shows what it says."""
 
 import doctest
 import importlib
@@ -13,6 +13,9 @@ import torch_dropblock
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(path.stem for path in Path(torch_dropblock.__file__).parent.glob("[!_]*.py"))
+# those of docs/placement.md run in test_placement.py, which looks at what they made
+PAGES = [ROOT / "README.md", *sorted(path for path in ROOT.glob("docs/*.md") if path.stem != "placement")]
+BLOCKS = [(page, code) for page in PAGES for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -23,8 +26,8 @@ def test_docstrings(name):
     assert result.failed == 0
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
-def test_readme(code, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("page", "code"), BLOCKS, ids=[page.stem for page, _ in BLOCKS])
+def test_pages(page, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mpl.use("agg")
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, page.name, "exec"), {"__name__": "__main__"})

@@ -1,5 +1,6 @@
 """DropBlock for PyTorch that drops exactly what is asked."""
 
+from .conversion import convert_dropblock as convert_dropblock
 from .functional import drop_block1d as drop_block1d
 from .functional import drop_block2d as drop_block2d
 from .functional import drop_block3d as drop_block3d
@@ -14,6 +15,7 @@ from .modules import DropBlock2d as DropBlock2d
 from .modules import DropBlock3d as DropBlock3d
 from .resnet import insert_dropblock_resnet as insert_dropblock_resnet
 from .schedule import KeepProbSchedule as KeepProbSchedule
+from .summary import dropblock_summary as dropblock_summary
 from .uncertainty import mc_dropblock as mc_dropblock
 
 __version__ = "0.1.0"

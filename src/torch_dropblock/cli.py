@@ -5,23 +5,23 @@ What needs matplotlib or Pillow is imported by the commands that draw: the other
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 
 from . import __version__, checks, figures, geometry
+from .cli_bench import bench
+from .cli_summary import summary
 from .figures import joined, percent, share_dropped
 from .terminal import (
+    BlockSize,
+    KeepProb,
     new_console,
     new_table,
     one_line_errors,
-    one_of,
     one_thread,
     parsed_keep_prob,
     parsed_size,
@@ -38,12 +38,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-BlockSize = Annotated[
-    str, typer.Option("--block-size", "-b", metavar="N", help="Size of a block: 15, or 15x9 for height x width.")
-]
-KeepProb = Annotated[
-    str, typer.Option("--keep-prob", "-k", metavar="P", help="Probability that a unit is kept, from 0 to 1.")
-]
 # PyTorch's generator on the CPU takes 32 bits of a seed
 Seed = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="The same seed draws the same picture again.")
@@ -71,6 +65,10 @@ def options(
     [cyan]torch-dropblock show cat.jpg[/]  your own picture under DropBlock
 
     [cyan]torch-dropblock rate 28x28[/]  the share of a feature map that is dropped
+
+    [cyan]torch-dropblock summary torchvision:resnet50[/]  where the layers of a network are, and what they drop
+
+    [cyan]torch-dropblock bench[/]  what the layer costs on this machine
     """
 
 
@@ -227,107 +225,5 @@ def rate(
     print_clamped(console, wanted, block)
 
 
-# --- bench -------------------------------------------------------------------------------------------------------
-
-
-@app.command("bench")
-@one_line_errors
-def bench_(
-    shape: Annotated[
-        list[str] | None,
-        typer.Option("--shape", "-s", metavar="N", help="Shape of the input, 32x256x28x28; repeatable."),
-    ] = None,
-    dtype: Annotated[list[str] | None, typer.Option(metavar="T", help="float32, bfloat16, …; repeatable.")] = None,
-    layout: Annotated[
-        list[str] | None, typer.Option(metavar="L", help="contiguous or channels_last; repeatable.")
-    ] = None,
-    mode: Annotated[list[str] | None, typer.Option(metavar="M", help="eager or compiled; repeatable.")] = None,
-    block_size: Annotated[int, typer.Option("--block-size", "-b", min=1, metavar="N", help="Size of a block.")] = 7,
-    keep_prob: KeepProb = "0.9",
-    device: Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1, …")] = "cpu",
-    rounds: Annotated[int, typer.Option(min=3, metavar="N", help="How often the contenders take turns.")] = 11,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write every row, with machine and versions.")
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the ratios.")] = None,
-) -> None:
-    """Measure what the layer costs on this machine, beside x * c, nn.Dropout, torchvision's and timm's layers.
-
-    Forward and backward together, as a multiple of the product x * c on the same tensor. What is not installed is
-    left out. Without options: five large shapes in float32, in bfloat16, and in float32 with channels last, eager,
-    and the first of them compiled; that takes some minutes.
-
-    [bold]Examples[/]
-
-    [cyan]torch-dropblock bench[/]
-
-    [cyan]torch-dropblock bench -s 64x512x7x7 --dtype bfloat16 --mode eager --rounds 21[/]
-
-    [cyan]torch-dropblock bench --device cuda --json rows.json --plot ratios.png[/]
-    """
-    from rich.progress import Progress
-
-    from . import bench
-
-    keep = checks.probability("keep_prob", parsed_keep_prob(keep_prob))
-    for target in (json_file, plot):
-        if target and not target.parent.is_dir():
-            raise ValueError(f"there is no folder {target.parent} to write {target.name} into")
-    if plot:
-        writable(plot)
-    wanted = list(
-        bench.chosen_cases(
-            [_input_shape(text) for text in shape or []],
-            [one_of("--dtype", name, bench.DTYPES) for name in dtype or []],
-            [one_of("--layout", name, bench.LAYOUTS) for name in layout or []],
-            [one_of("--mode", name, bench.MODES) for name in mode or []],
-            block_size=block_size,
-            keep_prob=keep,
-            device=device,
-        )
-    )
-    rows: list[bench.Row] = []
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=len(wanted))
-        for case in wanted:
-            progress.update(task, description=str(case))
-            rows += bench.measure(case, rounds)
-            progress.advance(task)
-
-    console = new_console()
-    about = ", ".join(f"{name} {value}" for name, value in bench.machine(device).items())
-    names = list(dict.fromkeys(row.contender for row in rows))
-    console.print(f"Forward and backward together, block {block_size}, keep_prob {keep:g}", style="bold")
-    console.print(about)
-    for kind, group in itertools.groupby(wanted, key=lambda case: case.kind):
-        table = new_table("", f"{bench.PRODUCT}, ms", "ours", *names[2:])
-        for case in group:
-            of_case = {row.contender: row for row in rows if row.case == case}
-            product = of_case[bench.PRODUCT]
-            doubt = "?" if product.spread > bench.UNSTABLE else ""
-            ratios = (f"{of_case[name].ratio:.3g}×" if name in of_case else "" for name in names[1:])
-            table.add_row(joined(case.shape), f"{product.median_us / 1000:.2f}{doubt}", *ratios)
-        console.print(f"\n{kind}")
-        console.print(table)
-    saved = max(row.saved_bytes_per_element for row in rows if row.contender == bench.OURS)
-    console.print(f"Saved for the backward pass by torch-dropblock: at most {saved:.2g} bytes per element.")
-    if any(row.spread > bench.UNSTABLE for row in rows if row.contender == bench.PRODUCT):
-        console.print("?: x * c itself was not stable within the run; more --rounds, or a quieter machine, tell more.")
-    if json_file:
-        json_file.write_text(json.dumps(bench.as_json(rows), indent=1) + "\n")
-        print_path(console, json_file)
-    if plot:
-        by_name = {
-            name: [next((r.ratio for r in rows if r.case == case and r.contender == name), math.nan) for case in wanted]
-            for name in names[1:]
-        }
-        with figures.house_style():
-            figures.ratios_page(by_name, [str(case) for case in wanted], about).savefig(plot)
-        print_path(console, plot)
-
-
-def _input_shape(text: str) -> tuple[int, ...]:
-    numbers = parsed_size("--shape", text)
-    if not isinstance(numbers, list) or not 3 <= len(numbers) <= 5:
-        raise ValueError(f"--shape must be 3 to 5 numbers, batch and channels first, such as 32x64x28x28, got {text!r}")
-    return checks.positive_ints("--shape", numbers, len(numbers))
+app.command()(one_line_errors(summary))
+app.command()(one_line_errors(bench))

@@ -129,7 +129,9 @@ def _matches(model: nn.Module, where: Where) -> list[str]:
             if not isinstance(pattern, str):
                 raise TypeError(f"where must be glob patterns over names of modules, got {pattern!r}")
         names = [name for name, _ in named if name]
-        for pattern in patterns or [""]:
+        if not patterns:
+            warnings.warn("where is empty: no DropBlock layer was inserted", UserWarning, stacklevel=3)
+        for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 close = difflib.get_close_matches(pattern, names, n=3)
                 hint = f"; close to it are {', '.join(map(repr, close))}" if close else ""

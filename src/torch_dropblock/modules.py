@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+def call_in_trace(input: Proxy, module: nn.Module, attribute: str = "") -> Any:
+    """Let a trace of `torch.fx` call the module, or one of its attributes, as a whole: with its mode and keep_prob."""
+    path = f"{input.tracer.path_of_module(module)}.{attribute}".strip(".")  # type: ignore[attr-defined]
+    return input.tracer.create_proxy("call_module", path, (input,), {})
+
+
 class DropBlockNd(nn.Module):
     dims: ClassVar[int]
 
@@ -85,8 +91,8 @@ class DropBlockNd(nn.Module):
         return self
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, Proxy):  # of `torch.fx`: stay one module, with its mode and keep_prob
-            return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input,), {})  # type: ignore
+        if isinstance(input, Proxy):
+            return call_in_trace(input, self)
         return self.drop(input, self.training)
 
     def drop(self, input: Tensor, training: bool) -> Tensor:

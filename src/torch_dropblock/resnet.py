@@ -98,21 +98,25 @@ def _checked(groups: Sequence[int]) -> list[int]:
 
 
 def _blocks(model: nn.Module, group: int) -> list[tuple[str, nn.Module]]:
-    members = getattr(model, f"layer{group}", None)
-    blocks = list(members.named_children()) if isinstance(members, nn.Sequential) else []
-    for _, block in blocks:
-        kinds = {(kind.__module__, kind.__name__) for kind in type(block).__mro__}
-        if not kinds & BLOCKS:
-            blocks = []
+    blocks = _known_blocks(model, group)
     if not blocks:
+        part = next((name for name, module in model.named_modules() if _known_blocks(module, group)), None)
         raise ValueError(
             f"{type(model).__name__} has no group layer{group} of torchvision's or timm's BasicBlock or Bottleneck; "
-            "use insert_dropblock(model, where), which takes any network"
+            + (f"its part model.{part} has" if part else "insert_dropblock(model, where) takes any network")
         )
     for number, block in blocks:
         if not isinstance(getattr(block, "drop_block", None), nn.Identity | None):
-            raise ValueError(
+            raise ValueError(  # noqa: TRY004 - the model is of the right type
                 f"layer{group}.{number}.drop_block is a {type(block.drop_block).__name__} already; build the model "
                 "without drop_block_rate, or replace its layers with convert_dropblock(model)"
             )
     return blocks
+
+
+def _known_blocks(model: nn.Module, group: int) -> list[tuple[str, nn.Module]]:
+    """The blocks of a group, by number; none if one of them is of a class whose forward is not known."""
+    members = model._modules.get(f"layer{group}")
+    blocks = list(members.named_children()) if isinstance(members, nn.Sequential) else []
+    known = all(BLOCKS & {(kind.__module__, kind.__name__) for kind in type(block).__mro__} for _, block in blocks)
+    return blocks if known else []

@@ -64,7 +64,7 @@ class KeepProbSchedule:
             strength in [0, 1].
         RuntimeError: layers that were inserted are no longer there; looked for again at every step.
 
-    Source: section 4.1 of the paper, "scheduled DropBlock".
+    Source: section 3 of the paper, "Scheduled DropBlock".
 
     >>> from torch_dropblock import DropBlock2d
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), DropBlock2d(7, keep_prob=0.9))
@@ -134,7 +134,7 @@ class KeepProbSchedule:
             warnings.warn(
                 f"the model is in training mode, but {len(off)} of its {len(found)} DropBlock layers are not and drop "
                 f"nothing: {', '.join(off)}. An inserted layer drops while the module that it follows is in training "
-                "mode, or after its own train()",
+                "mode, or from its own train() to its own eval()",
                 UserWarning,
                 stacklevel=3,
             )
@@ -185,7 +185,9 @@ def _renamed(targets: dict[str, float], names: list[str]) -> dict[str, float]:
     if targets.keys() != set(names):
         shortest = min([*targets, *names], key=len)
         for longer, shorter in ((names, list(targets)), (list(targets), names)):
-            prefixes = {name.removesuffix(shortest) for name in longer if f".{name}".endswith(f".{shortest}")}
+            prefixes = {
+                name.removesuffix(shortest) for name in longer if f".{name}".endswith(f".{shortest}" * bool(shortest))
+            }
             for prefix in prefixes - {""}:
                 if {prefix + name for name in shorter} == set(longer):
                     return {

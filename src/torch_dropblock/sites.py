@@ -4,8 +4,8 @@
 
 A layer is attached to a module by a forward hook, outside the tree of modules. So no name and no key of a state_dict
 changes, a `Sequential` gets no member that it would run, and the hook is copied, pickled and wrapped with its module.
-What a hook cannot survive is that its module is replaced. So the model also keeps a record of the names of its sites,
-and `find` compares the two: a site that was lost is an error, never silence.
+What a hook cannot survive is that its module is replaced. So the parent of that module has a record of it, which `find`
+compares with what is there: a site that was lost is an error, never silence.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from .modules import DropBlockNd
+from .modules import DropBlockNd, call_in_trace
 
 RECORD = "_dropblock_sites"
 TRACED = "_dropblock"
@@ -55,11 +55,11 @@ class Hook:
         self.name = name
         self.layer = layer.eval()
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Tensor:
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         layer = self.layer
         if isinstance(output, Proxy):
             return self._trace(module, output)
-        # a batch is asked for: an unbatched map would be taken for tokens of shape (N, tokens, features), or they for it
+        # A batch is asked for: tokens of shape (N, tokens, features) could be taken for an unbatched map.
         if not isinstance(output, Tensor) or output.dim() != layer.dims + 2:
             shape = ("(N, C, L)", "(N, C, H, W)", "(N, C, D, H, W)")[layer.dims - 1]
             got = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
@@ -76,8 +76,7 @@ class Hook:
         It has to be found by an attribute for that, of which the module's own tree knows nothing.
         """
         object.__setattr__(module, TRACED, copy.deepcopy(self.layer).train(module.training))
-        path = f"{output.tracer.path_of_module(module)}.{TRACED}".removeprefix(".")
-        return output.tracer.create_proxy("call_module", path, (output,), {})
+        return call_in_trace(output, module, TRACED)
 
 
 class IdentityShortcut(nn.Identity):
@@ -135,15 +134,12 @@ def hooks_of(module: nn.Module) -> list[tuple[int, Hook]]:
 
 def lost(model: nn.Module) -> list[str]:
     """The names of inserted layers that are no longer there."""
-    recorded: dict[str, str] = {}
-    there = set()
-    for name, module in model.named_modules(remove_duplicate=False):
-        for site in module.__dict__.get(RECORD, ()):
-            full = f"{name}.{site}" if name else site
-            recorded[canonical(full)] = full
-        if hooks_of(module):
-            there.add(canonical(name))
-    return [full for name, full in recorded.items() if name not in there]
+    names = []
+    for parent_name, parent in model.named_modules():
+        for name, module in parent.__dict__.get(RECORD, ()):
+            if not hooks_of(module) or all(module is not there for there in parent.modules()):
+                names.append(f"{parent_name}.{name}".removeprefix("."))
+    return names
 
 
 def canonical(name: str) -> str:
@@ -158,7 +154,11 @@ def attach(model: nn.Module, layers: Mapping[str, DropBlockNd]) -> None:
         refuse_as_site(name, module)
     for name, module in modules.items():
         module.register_forward_hook(Hook(name, layers[name]))
-    setattr(model, RECORD, (*model.__dict__.get(RECORD, ()), *layers))
+        if name:
+            parent_name, _, own_name = name.rpartition(".")
+            parent = model.get_submodule(parent_name)
+            record = (*parent.__dict__.get(RECORD, ()), (own_name, module))
+            object.__setattr__(parent, RECORD, record)
 
 
 def refuse_as_site(name: str, module: nn.Module) -> None:
@@ -166,7 +166,7 @@ def refuse_as_site(name: str, module: nn.Module) -> None:
     if hooks_of(module):
         raise ValueError(f"{what} has an inserted DropBlock layer already; remove_dropblock(model) removes them all")
     if isinstance(module, DropBlockNd):
-        raise ValueError(f"{what} is a DropBlock layer itself")
+        raise ValueError(f"{what} is a DropBlock layer itself")  # noqa: TRY004 - it is a module
     if type(module).forward is nn.Module.forward:
         raise ValueError(f"{what} has no forward to act on, so the layer would never run; name its members instead")
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn, ParamSpec
+from typing import Annotated, NoReturn, ParamSpec
 
 import torch
 import typer
@@ -19,6 +19,13 @@ from rich.text import Text
 from .figures import joined
 
 P = ParamSpec("P")
+
+BlockSize = Annotated[
+    str, typer.Option("--block-size", "-b", metavar="N", help="Size of a block: 15, or 15x9 for height x width.")
+]
+KeepProb = Annotated[
+    str, typer.Option("--keep-prob", "-k", metavar="P", help="Probability that a unit is kept, from 0 to 1.")
+]
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".pdf", ".svg")
 

@@ -1,0 +1,1 @@
+"""Training frameworks, each imported by its own file alone."""

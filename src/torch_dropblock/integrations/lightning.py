@@ -1,0 +1,247 @@
+"""`DropBlockCallback`: the schedule, the random state and the ranks of a training with Lightning.
+
+    batch  ── an optimizer stepped ──> schedule
+    save   ── schedule, random state ──> checkpoint ──> restored where Lightning would draw what it drew
+    ranks  ── in a training batch, a stream of its own for each ──> other masks on each
+
+Lightning draws from the global generators when it makes the iterators of the data, once before `on_train_start` and
+then at each epoch's start. A run that goes on from a checkpoint has made its iterator by the time a callback may act,
+from a random state that is not that of the checkpoint; so it is made once more. Everything else that draws, such as
+what makes the datasets, comes before and sees what it saw in the first run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import math
+import random
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..modules import DropBlock2d
+from ..schedule import Curve, KeepProbSchedule
+
+
+def _callback_of_each_framework() -> type:
+    """Whose hooks do nothing; of both names under which Lightning is installed, since a Trainer may come from either.
+
+    The second costs 0.2 s, next to 4 s for the first.
+    """
+    bases, errors = [], []
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        try:
+            bases.append(importlib.import_module(name).Callback)
+        except ImportError as error:  # noqa: PERF203
+            errors.append(error)
+    if not bases:
+        raise ImportError('DropBlockCallback needs Lightning: pip install "torch-dropblock[lightning]"') from errors[0]
+    return type("Callback", tuple(bases), {})
+
+
+_Callback: Any = object if TYPE_CHECKING else _callback_of_each_framework()
+
+
+class DropBlockCallback(_Callback):  # type: ignore[misc]
+    """Schedule the DropBlock layers of a LightningModule, and let its training go on exactly where it was saved.
+
+        class Net(LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.net = torchvision.models.resnet50()
+                insert_dropblock_resnet(self.net)
+            ...
+
+        Trainer(max_epochs=270, callbacks=[DropBlockCallback()])
+
+    It takes `keep_prob` of each layer from 1 to what the layer was made with, by a `KeepProbSchedule` that steps once
+    after each batch in which an optimizer stepped; `schedule` is None until a training begins. The schedule and the
+    random state (Python, NumPy, PyTorch) are part of the checkpoints. Where several processes train on shards of the
+    data, each draws masks of its own. docs/lightning.md says what is promised.
+
+    Args:
+        curve: as for `KeepProbSchedule`.
+        total_steps: the number of steps of the whole training; None takes the trainer's estimate.
+
+    Raises:
+        TypeError, ValueError: as `KeepProbSchedule` does, for an argument at once, for the model when a training
+            begins; or the number of steps was not given and the trainer does not know it.
+    """
+
+    def __init__(self, *, curve: str | Curve = "linear", total_steps: int | None = None) -> None:
+        # refuses now what would be refused hours later
+        KeepProbSchedule(DropBlock2d(1), 1 if total_steps is None else total_steps, curve=curve)
+        self.curve = curve
+        self.total_steps = total_steps
+        self.schedule: KeepProbSchedule | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._generators: list[torch.Generator] = []
+        self._global_step = 0
+        self._epoch_ended = False
+        self._resume: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self._replica: int | None = None
+        self._rank_seed: int | None = None
+        self._batches = 0
+        self._shared: dict[int, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy takes the options, not the training and its network."""
+        return {"curve": self.curve, "total_steps": self.total_steps}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    # --- the schedule ------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
+        self._loaded = None  # from a checkpoint that was only evaluated
+
+    def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
+        loaded, self._loaded = self._loaded, None
+        # several optimizers step several times in a batch, accumulated batches are several to a step
+        done = min(trainer.global_step, trainer.fit_loop.total_batch_idx + 1)
+        total = _steps_of(trainer) if self.total_steps is None else self.total_steps
+        self.schedule = KeepProbSchedule(pl_module, total, curve=self.curve, start_step=done)
+        self._global_step = trainer.global_step
+        self._generators = _generators_of(pl_module)
+        self._rank_seed, self._batches, self._epoch_ended, self._resume = None, 0, False, None
+        if loaded is not None:
+            self.schedule.load_state_dict(loaded["schedule"])
+            self._rank_seed, self._batches = loaded["rank_seed"], loaded["batches"]
+            self._epoch_ended = loaded["epoch_ended"]
+            self._restore(loaded["random"], trainer)
+        self._set_ranks_apart(trainer)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: nn.Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._give_back()
+        self._epoch_ended = trainer.is_last_batch
+        if self.schedule is not None and trainer.global_step != self._global_step:
+            self.schedule.step()
+        self._global_step = trainer.global_step
+
+    # --- the checkpoint ----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.schedule is None or self._loaded is not None:
+            return self._loaded or {}
+        return {
+            "schedule": self.schedule.state_dict(),
+            "random": self._resume[0] if self._resume else self._random_state(),
+            "rank_seed": self._rank_seed,
+            "batches": self._batches,
+            "epoch_ended": self._epoch_ended,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep it until the training starts; an evaluation has no use for it."""
+        self._loaded = state_dict
+
+    def _random_state(self) -> dict[str, Any]:
+        """Of plain values and tensors, which `torch.load` reads with `weights_only=True`."""
+        kind, keys, *rest = np.random.get_state()
+        return {
+            "python": random.getstate(),
+            "numpy": (str(kind), np.asarray(keys).tolist(), *rest),
+            "torch": [self._shared.get(i, g.get_state()) for i, g in enumerate(self._generators)],
+        }
+
+    def _set_random_state(self, state: dict[str, Any]) -> None:
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        for generator, saved in zip(self._generators, state["torch"], strict=False):  # it may be another machine
+            generator.set_state(saved.cpu())
+
+    def _restore(self, state: dict[str, Any], trainer: Any) -> None:
+        """Of the end of an epoch, let the next one's iterator be made from this state: here, or by Lightning later."""
+        after = state
+        if self._epoch_ended:
+            self._set_random_state(state)
+            _make_iterator_again(trainer)
+            after = self._random_state()
+        self._resume = state, after
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: nn.Module) -> None:
+        if self._resume:
+            loop = trainer.fit_loop
+            goes_on = loop.restarting or getattr(loop, "is_resuming", False)  # with the iterator that it has
+            self._set_random_state(self._resume[1 if goes_on or trainer.current_epoch == 0 else 0])
+
+    # --- the ranks ---------------------------------------------------------------------------------------------------
+
+    def _set_ranks_apart(self, trainer: Any) -> None:
+        """Masks are to differ where the data do, so not within a group of tensor parallel ranks."""
+        shards = trainer.distributed_sampler_kwargs or {"num_replicas": 1}
+        self._replica = shards["rank"] if shards["num_replicas"] > 1 else None
+        if self._replica is not None and self._rank_seed is None:
+            state = bytes(torch.get_rng_state().tolist())  # drawing a number would shift what others draw
+            self._rank_seed = trainer.strategy.broadcast(_hash(state))
+
+    def on_train_batch_start(self, trainer: Any, pl_module: nn.Module, batch: Any, batch_idx: int) -> None:
+        if self._resume and not self._epoch_ended:
+            self._set_random_state(self._resume[0])
+        self._resume = None
+        if self._replica is not None:
+            seed = _hash(f"{self._rank_seed} {self._replica} {self._batches}".encode())
+            own = range(len(self._generators))[1:] or range(1)  # those of the devices, if there are any but the CPU
+            self._shared = {i: self._generators[i].get_state() for i in own}
+            for i in own:
+                self._generators[i].manual_seed(seed)
+        self._batches += 1
+
+    def _give_back(self) -> None:
+        """Outside of training batches ranks stay alike: samplers that have no seed rely on it."""
+        for i, state in self._shared.items():
+            self._generators[i].set_state(state)
+        self._shared = {}
+
+    # a batch that is skipped or fails has no end
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: nn.Module) -> None:
+        self._give_back()
+        self._epoch_ended = True
+
+    def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
+        self._give_back()
+
+
+def _steps_of(trainer: Any) -> int:
+    steps = trainer.estimated_stepping_batches
+    if not 0 < steps < math.inf:  # -1 for a dataset of unknown length
+        raise ValueError(
+            "the trainer does not know how many steps it will take (estimated_stepping_batches is "
+            f"{steps}): give it max_steps, or DropBlockCallback its total_steps"
+        )
+    return int(steps)
+
+
+def _make_iterator_again(trainer: Any) -> None:
+    fetcher = getattr(trainer.fit_loop, "_data_fetcher", None)
+    if fetcher is None:
+        warnings.warn(
+            "this version of Lightning is not known to torch-dropblock: the batches of the epoch that begins may come "
+            "in another order than in a training that was not interrupted",
+            UserWarning,
+            stacklevel=2,
+        )
+    elif not any(hasattr(loader, "load_state_dict") for loader in fetcher.combined_loader.flattened):
+        iter(fetcher)
+
+
+def _generators_of(module: nn.Module) -> list[torch.Generator]:
+    """PyTorch's own generators that a training may draw from: that of the CPU, then those of the module's devices."""
+    generators = [torch.default_generator]
+    for device in sorted({parameter.device for parameter in module.parameters()}, key=str):
+        if device.type in ("cuda", "xpu"):
+            generators.append(torch.get_device_module(device).default_generators[device.index])
+        elif device.type == "mps":
+            generators.append(torch.mps._get_default_mps_generator())
+    return generators
+
+
+def _hash(data: bytes) -> int:
+    """63 bits."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") >> 1

@@ -1,0 +1,217 @@
+"""`dropblock_summary`: is DropBlock on, and how much?"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from . import checks, geometry, sites
+from .geometry import Size
+
+COLUMNS = ("after module", "map", "block", "keep_prob", "target", "γ", "drops", "mode", "ran")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A layer of a model at one size of its feature map, in a forward pass.
+
+    `size` and `block`, which is clamped to it, are None if the layer did not run; so are `gamma` and `share_dropped`,
+    which hold in training for the present `keep_prob`.
+    """
+
+    name: str
+    size: Size | None
+    block: Size | None
+    is_clamped: bool
+    keep_prob: float
+    target_keep_prob: float
+    gamma: float | None
+    share_dropped: float | None
+    training: bool
+
+    @classmethod
+    def of(cls, name: str, site: sites.Site, size: Size | None) -> Row:
+        layer = site.layer
+        present = (layer.keep_prob, layer.target_keep_prob)
+        if size is None:
+            return cls(name, None, None, False, *present, None, None, site.training)
+        wanted = checks.positive_ints("block_size", layer.block_size, layer.dims)
+        block = geometry.clamp(size, wanted)
+        gamma = geometry.seed_probability(size, block, layer.keep_prob, layer.rate)
+        dropped = 1.0 - geometry.expected_keep_rate(size, block, gamma)
+        return cls(name, size, block, block != wanted, *present, gamma, dropped, site.training)
+
+    @property
+    def drops(self) -> bool:
+        """Whether the next forward pass drops something here."""
+        return self.size is not None and self.training and self.keep_prob < 1.0
+
+    def cells(self) -> tuple[str, ...]:
+        size, block = ("×".join(map(str, axes)) if axes else "-" for axes in (self.size, self.block))
+        gamma = "-" if self.gamma is None else f"{self.gamma:.4g}"
+        share = "-" if self.share_dropped is None else f"{self.share_dropped:.1%}"
+        return (
+            self.name,
+            size,
+            block + "*" * self.is_clamped,
+            f"{self.keep_prob:.4g}",
+            f"{self.target_keep_prob:.4g}",
+            gamma,
+            share,
+            "train" if self.training else "eval",
+            "no" if self.size is None else "yes",
+        )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The layers of a model as a table: `str` for a terminal, HTML in a notebook, and `rows` for a program."""
+
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(_notes(self.rows)))
+
+    def __str__(self) -> str:
+        lines = [COLUMNS, *(row.cells() for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        words = [0, len(COLUMNS) - 2, len(COLUMNS) - 1]  # the columns that are no numbers
+        table = [
+            "  ".join(
+                cell.ljust(width) if i in words else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        ]
+        rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
+        return "\n".join([table[0], rule, *table[1:], "", *self.notes])
+
+    def _repr_html_(self) -> str:
+        def line(tag: str, cells: Sequence[str]) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        body = "".join(line("td", row.cells()) for row in self.rows)
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        return f"<table><thead>{line('th', COLUMNS)}</thead><tbody>{body}</tbody></table>{notes}"
+
+
+def dropblock_summary(model: nn.Module, input_size: Sequence[int] | Sequence[Sequence[int]]) -> Summary:
+    """Say of every DropBlock layer of a model whether it drops now, and how much.
+
+    The model is run once on zeros, in evaluation mode and without gradients: what it has learned, its modes and the
+    state of randomness stay as they are. What the table shows is how it would drop in the mode in which it was.
+
+    Args:
+        model: a network with DropBlock layers, inserted or its own; it may be wrapped or compiled. Every rank has to
+            call it for a model that is sharded.
+        input_size: shape of the model's input with its batch, such as (1, 3, 224, 224); several for several inputs.
+
+    Returns:
+        A table to print; a notebook shows it as HTML. A row for each layer and each size of its feature map: the
+        module that the layer acts after, or itself; its map; its block, with * where it is clamped to the map; its
+        `keep_prob` now, and the target of a schedule; γ and the expected share dropped at the present keep_prob; its
+        mode; and whether it ran.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or out of its range, the model has no DropBlock
+            layer, or it does not run on an input of this shape.
+        RuntimeError: layers that were inserted are no longer there.
+
+    >>> from torch_dropblock import DropBlock2d
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), DropBlock2d(7, keep_prob=0.9), nn.ReLU())
+    >>> print(dropblock_summary(model, (1, 3, 30, 30)))
+    after module    map  block  keep_prob  target         γ  drops  mode   ran
+    ──────────────────────────────────────────────────────────────────────────
+    1             28×28    7×7        0.9     0.9  0.003534  10.0%  train  yes
+    <BLANKLINE>
+    The layer drops.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
+    shapes = _shapes(input_size)
+    found = sites.find(model)
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no DropBlock layer; put some in with insert_dropblock(model, where)"
+        )
+    sizes: dict[str, list[Size]] = {name: [] for name in found}
+    with _recorded(found, sizes), _in_evaluation(model):
+        try:
+            _run(model, shapes)
+        except Exception as error:
+            raise ValueError(
+                f"the model does not run on zeros of shape {' and '.join(map(str, shapes))} (batch first): {error}"
+            ) from error
+    return Summary(
+        tuple(Row.of(name, site, size) for name, site in found.items() for size in dict.fromkeys(sizes[name]) or [None])
+    )
+
+
+def _shapes(input_size: object) -> list[Size]:
+    if not isinstance(input_size, Sequence) or isinstance(input_size, str) or not input_size:
+        raise TypeError(f"input_size must be the shape of an input, such as (1, 3, 224, 224), got {input_size!r}")
+    several = input_size if all(isinstance(shape, Sequence) for shape in input_size) else [input_size]
+    return [checks.positive_ints("input_size", shape, len(shape)) for shape in several]
+
+
+@contextmanager
+def _recorded(found: dict[str, sites.Site], sizes: dict[str, list[Size]]) -> Iterator[None]:
+    def recorder(name: str, dims: int) -> Callable[[nn.Module, object, Tensor], None]:
+        return lambda _module, _input, output: sizes[name].append(tuple(output.shape[-dims:]))
+
+    # a layer gives its own shape, and a site's hook runs after the layer's
+    handles = [site.module.register_forward_hook(recorder(name, site.layer.dims)) for name, site in found.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _in_evaluation(model: nn.Module) -> Iterator[None]:
+    modules = [*model.modules(), *sites.layers(model)]
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
+def _run(model: nn.Module, shapes: list[Size]) -> None:
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module  # it would wait for the other ranks
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    inputs = [torch.zeros(shape, dtype=like.dtype, device=like.device) for shape in shapes]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        if any(module._compiled_call_impl or hasattr(module, "_orig_mod") for module in model.modules()):
+            # compiled code does not look for hooks again
+            with torch.compiler.set_stance("force_eager"):
+                model(*inputs)
+        else:
+            model(*inputs)
+
+
+def _notes(rows: Sequence[Row]) -> Iterator[str]:
+    names, dropping = {row.name for row in rows}, {row.name for row in rows if row.drops}
+    if len(names) == 1:
+        yield "The layer drops." if dropping else "The layer drops nothing now."
+    else:
+        yield f"{len(dropping)} of {len(names)} layers drop."
+    if any(row.training and row.keep_prob == 1.0 > row.target_keep_prob for row in rows):
+        yield "keep_prob is 1 where a schedule has not begun."
+    if not all(row.training for row in rows):
+        yield "mode: a layer drops in train alone; an inserted one is in train while the module that it follows is."
+    if any(row.size is None for row in rows):
+        yield "ran: the forward pass did not call that module, so the layer after it does nothing."
+    if any(row.is_clamped for row in rows):
+        yield "*: the block is clamped to the map, where it is larger."

@@ -1,0 +1,58 @@
+"""The command as it is called, for the tests of its parts."""
+
+import io
+import itertools
+import re
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+
+import pytest
+from matplotlib.text import Text
+
+from torch_dropblock.__main__ import main
+
+
+def call(*arguments):
+    """Run the command: its exit code, what it prints, what it complains about."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["torch-dropblock", *map(str, arguments)])
+        patch.setenv("COLUMNS", "80")  # or what the terminal has that the tests run in
+        with pytest.raises(SystemExit) as exit:
+            main()
+    # typer colours its help in a continuous integration, pipe or not
+    printed, complained = (re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()) for stream in (out, err))
+    return exit.value.code, printed, complained
+
+
+def succeed(*arguments):
+    code, out, err = call(*arguments)
+    assert (code, err) == (0, "")
+    return out
+
+
+def complaint(*arguments):
+    """The one line that the command ends with, without `error: `."""
+    code, out, err = call(*arguments)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"error: .+\n", err)
+    return err.removeprefix("error: ").rstrip("\n")
+
+
+def table_rows(out):
+    """The cells of the rows below the rule of a table."""
+    lines = iter(line.strip() for line in out.splitlines())
+    next(line for line in lines if set(line) == {"─"})
+    return [re.split(r"\s{2,}", line) for line in itertools.takewhile(bool, lines)]
+
+
+def check_texts(figure):
+    """Every text lies on the page, and none covers another."""
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    boxes = [text.get_window_extent() for text in texts]
+    for text, box in zip(texts, boxes, strict=True):
+        assert min(box.x0, box.y0) >= 0, f"{text.get_text()!r} is cut off"
+        assert box.x1 <= figure.bbox.x1, f"{text.get_text()!r} is cut off"
+        assert box.y1 <= figure.bbox.y1, f"{text.get_text()!r} is cut off"
+    for (one, a), (other, b) in itertools.combinations(zip(texts, boxes, strict=True), 2):
+        assert not a.overlaps(b), f"{one.get_text()!r} covers {other.get_text()!r}"

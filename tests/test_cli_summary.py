@@ -1,0 +1,70 @@
+"""`torch-dropblock summary`, as a user reads it."""
+
+import pytest
+from command import complaint, succeed, table_rows
+
+
+@pytest.mark.parametrize(
+    ("model", "count", "first", "last"),
+    [
+        (
+            "torchvision:resnet50", 36,
+            ["layer3.0.bn1", "28×28", "7×7", "0.975", "0.975", "0.0008398", "2.5%", "train", "yes"],
+            ["layer4.2.downsample", "7×7", "7×7", "0.9", "0.9", "0.1", "10.0%", "train", "yes"],
+        ),
+        (
+            "timm:resnet18", 12,
+            ["layer3.0.bn1", "14×14", "7×7", "0.975", "0.975", "0.001592", "2.5%", "train", "yes"],
+            ["layer4.1.downsample", "7×7", "7×7", "0.9", "0.9", "0.1", "10.0%", "train", "yes"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_resnet_gets_the_papers_placement(model, count, first, last):
+    out = succeed("summary", model)
+    rows = table_rows(out)
+    assert out.splitlines()[0] == model
+    assert (len(rows), rows[0], rows[-1]) == (count, first, last)
+    assert out.endswith(f"{count} of {count} layers drop.\n")
+
+
+def test_where_and_options():
+    options = ("-w", "features.2[08]", "-i", "2x3x64x48", "-b", "3x5", "-k", "0.8", "--rate", "paper")
+    rows = table_rows(succeed("summary", "torchvision:vgg11_bn", *options))
+    assert [row[:5] for row in rows] == [
+        ["features.20", "8×6", "3×5", "0.8", "0.8"],
+        ["features.28", "2×1", "2×1*", "0.8", "0.8"],
+    ]
+
+
+def test_progress_of_a_schedule():
+    options = ("-i", "1x3x64x64", "--progress", "0.5", "--curve", "cosine")
+    rows = table_rows(succeed("summary", "torchvision:resnet18", *options))
+    assert {tuple(row[3:5]) for row in rows} == {("0.9875", "0.975"), ("0.95", "0.9")}
+
+
+def test_the_layers_of_a_network_of_your_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", list(__import__("sys").path))
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nfrom torch_dropblock import DropBlock3d\n\n"
+        "def build():\n    return nn.Sequential(nn.Conv3d(1, 4, 3), DropBlock3d(3, keep_prob=0.7))\n"
+    )
+    (row,) = table_rows(succeed("summary", f"{tmp_path}/net.py:build", "-i", "1x1x10x12x14"))
+    assert row[:5] == ["1", "8×10×12", "3×3×3", "0.7", "0.7"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("torchvision:vgg11",), "VGG has no group layer3 of torchvision's or timm's BasicBlock or Bottleneck; "
+         "insert_dropblock(model, where) takes any network; here with --where GLOB"),
+        (("torchvision:resnet18", "-i", "224"), "--input-size must be the shape of the input, such as 1x3x224x224"),
+        (("torchvision:resnet18", "-i", "1x1x64x64"), "the model does not run on zeros of shape (1, 1, 64, 64)"),
+        (("torchvision:resnet18", "-k", "2"), "keep_prob must be a number in [0, 1], got 2.0"),
+        (("torchvision:resnet18", "--curve", "fast"), "--curve must be one of linear, cosine, constant, step"),
+        (("torchvision:resnet18", "--rate", "fast"), "rate must be 'exact' or 'paper'"),
+        (("torchvision:resnet18", "-w", "layr4*"), "no module is named like 'layr4*'"),
+        (("resnet18",), "MODEL must be torchvision:NAME"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line(arguments, message):
+    assert message in complaint("summary", *arguments)

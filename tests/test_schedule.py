@@ -1,0 +1,306 @@
+"""The ramp, its curves, exact resume, and what must not advance it."""
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from torch_dropblock import DropBlock2d, KeepProbSchedule, insert_dropblock, mc_dropblock, sites
+from torch_dropblock.schedule import CURVES
+
+TARGETS = {"1": 0.9, "3": 0.6}
+
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        DropBlock2d(3, keep_prob=TARGETS["1"]),
+        nn.Conv2d(8, 8, 3),
+        DropBlock2d(3, keep_prob=TARGETS["3"]),
+        nn.Flatten(),
+        nn.LazyLinear(4),
+    )
+
+
+def keep_probs(model):
+    return [site.layer.keep_prob for site in sites.find(model).values()]
+
+
+def test_the_papers_ramp():
+    """keep_prob(t) = 1 - t / T * (1 - keep_prob), from the first step to the last, and then no further."""
+    model = network()
+    schedule = KeepProbSchedule(model, 10)
+    for t in range(15):
+        progress = min(t / 10, 1)
+        assert schedule.progress == progress
+        assert keep_probs(model) == pytest.approx([1 - progress * (1 - target) for target in TARGETS.values()])
+        schedule.step()
+    assert keep_probs(model) == list(TARGETS.values())
+
+
+@pytest.mark.parametrize(
+    ("curve", "strengths"),
+    [
+        ("linear", [0, 0.25, 0.5, 0.75, 1]),
+        ("cosine", [0, (1 - math.sqrt(0.5)) / 2, 0.5, (1 + math.sqrt(0.5)) / 2, 1]),
+        ("constant", [1, 1, 1, 1, 1]),
+        ("step", [0, 0, 1, 1, 1]),
+        (lambda progress: progress**2, [0, 1 / 16, 1 / 4, 9 / 16, 1]),
+    ],
+)
+def test_curves(curve, strengths):
+    model = network()
+    schedule = KeepProbSchedule(model, 4, curve=curve)
+    for strength in strengths:
+        assert schedule.strength == pytest.approx(strength)
+        assert keep_probs(model) == pytest.approx([1 - strength * (1 - target) for target in TARGETS.values()])
+        schedule.step()
+
+
+@pytest.mark.parametrize("curve", CURVES.values())
+def test_curves_end_at_full_strength_and_stay_in_range(curve):
+    assert curve(1.0) == 1.0
+    assert all(0.0 <= curve(i / 1000) <= 1.0 for i in range(1001))
+
+
+def test_start_step():
+    model, other = network(), network()
+    schedule = KeepProbSchedule(model, 10)
+    for _ in range(4):
+        schedule.step()
+    KeepProbSchedule(other, 10, start_step=4)
+    assert keep_probs(other) == keep_probs(model)
+
+
+def test_inserted_layers_and_those_of_the_network():
+    model = network()
+    insert_dropblock(model, "2", keep_prob=0.8)
+    schedule = KeepProbSchedule(model, 2)
+    schedule.step()
+    assert keep_probs(model) == pytest.approx([0.95, 0.9, 0.8])
+
+
+def test_what_is_assigned_becomes_the_target():
+    model = network()
+    schedule = KeepProbSchedule(model, 10, start_step=5)
+    model[1].keep_prob = 0.5
+    schedule.step()
+    assert model[1].keep_prob == pytest.approx(1 - 0.6 * 0.5)
+    assert model[1].target_keep_prob == 0.5
+
+
+def test_a_second_schedule_starts_from_the_same_targets():
+    model = network()
+    KeepProbSchedule(model, 10, start_step=3)
+    KeepProbSchedule(model, 10, start_step=10)
+    assert keep_probs(model) == list(TARGETS.values())
+
+
+def test_nothing_but_step_advances_it():
+    model = network()
+    model(torch.randn(2, 3, 16, 16))
+    schedule = KeepProbSchedule(model, 10, start_step=5)
+    before = schedule.state_dict(), keep_probs(model)
+    x = torch.randn(2, 3, 16, 16, requires_grad=True)
+    model.eval()(x)
+    model.train()(x)
+    checkpoint(model, x, use_reentrant=False).sum().backward()
+    with mc_dropblock(model):
+        model(x)
+    assert (schedule.state_dict(), keep_probs(model)) == before
+
+
+# --- saving ------------------------------------------------------------------------------------------------------
+
+
+def saved(state):
+    """The state through a file, as a checkpoint that is loaded without code of its own."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def test_state():
+    model = network()
+    schedule = KeepProbSchedule(model, 10)
+    for _ in range(3):
+        schedule.step()
+    assert schedule.state_dict() == {"steps": 3, "total_steps": 10, "curve": "linear", "keep_prob": TARGETS}
+    resumed = network()
+    other = KeepProbSchedule(resumed, 10)
+    other.load_state_dict(saved(schedule.state_dict()))
+    for _ in range(9):
+        assert keep_probs(resumed) == keep_probs(model)
+        assert other.state_dict() == schedule.state_dict()
+        schedule.step()
+        other.step()
+
+
+class Wrapped(nn.Module):
+    def __init__(self, name, module):
+        super().__init__()
+        self.add_module(name, module)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (lambda m: m, lambda m: torch.compile(m, backend="eager")),
+        (lambda m: torch.compile(m, backend="eager"), lambda m: m),
+        (lambda m: m, nn.DataParallel),
+        (nn.DataParallel, lambda m: torch.compile(m, backend="eager")),
+        (lambda m: m, lambda m: Wrapped("net", m)),
+        (lambda m: Wrapped("net", m), lambda m: m),
+        (lambda m: m, lambda m: Wrapped("a", Wrapped("b", m))),
+        (lambda m: nn.DataParallel(Wrapped("net", m)), lambda m: m),
+    ],
+)
+def test_names_that_gained_or_lost_a_prefix(before, after):
+    schedule = KeepProbSchedule(before(network()), 10, start_step=7)
+    model = network()
+    model[1].keep_prob, model[3].keep_prob = 0.1, 0.2  # what the state brings replaces it
+    resumed = KeepProbSchedule(after(model), 10)
+    resumed.load_state_dict(saved(schedule.state_dict()))
+    assert resumed.steps == 7
+    assert [model[1].target_keep_prob, model[3].target_keep_prob] == list(TARGETS.values())
+    assert model[3].keep_prob == pytest.approx(1 - 0.7 * 0.4)
+
+
+def test_a_layer_that_is_the_model_itself():
+    schedule = KeepProbSchedule(DropBlock2d(3, keep_prob=0.8), 10, start_step=5)
+    layer = DropBlock2d(3)
+    KeepProbSchedule(nn.Sequential(layer), 10).load_state_dict(saved(schedule.state_dict()))
+    assert layer.keep_prob == pytest.approx(0.9)
+
+
+def test_a_state_of_other_layers_changes_nothing():
+    schedule = KeepProbSchedule(network(), 10, start_step=7)
+    state = schedule.state_dict()
+    del state["keep_prob"]["3"]
+    state["keep_prob"]["9"] = 0.5
+    model = network()
+    other = KeepProbSchedule(model, 10)
+    with pytest.raises(ValueError, match="only in the model: 3; only in the state: 9"):
+        other.load_state_dict(state)
+    assert other.steps == 0
+    assert keep_probs(model) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda state: None, TypeError),
+        (lambda state: {"steps": 1}, TypeError),
+        (lambda state: state | {"steps": -1}, ValueError),
+        (lambda state: state | {"total_steps": 0}, ValueError),
+        (lambda state: state | {"keep_prob": dict.fromkeys(TARGETS, 2.0)}, ValueError),
+    ],
+)
+def test_a_state_that_is_none(change, error):
+    schedule = KeepProbSchedule(network(), 10)
+    before = schedule.state_dict()
+    with pytest.raises(error):
+        schedule.load_state_dict(change(before))
+    assert schedule.state_dict() == before
+
+
+def test_a_state_of_another_length_or_curve_warns():
+    schedule = KeepProbSchedule(network(), 10, start_step=5)
+    other = KeepProbSchedule(network(), 20, curve="cosine")
+    with pytest.warns(UserWarning, match="the schedule was built with") as caught:
+        other.load_state_dict(schedule.state_dict())
+    assert [str(warning.message).rpartition("; ")[2] for warning in caught] == [
+        "it goes on with 10",
+        "it goes on with 'cosine'",
+    ]
+    assert other.total_steps == 10
+    assert other.progress == 0.5
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_a_copy_of_model_and_schedule(copied):
+    model = network()
+    schedule = KeepProbSchedule(model, 10, start_step=5)
+    other, other_schedule = copied((model, schedule))
+    other_schedule.step()
+    assert keep_probs(other) == pytest.approx([0.94, 0.76])
+    assert keep_probs(model) == pytest.approx([0.95, 0.8])
+
+
+def train(steps, stop_at=None, checkpoint=None):
+    """A plain loop over steps, from a checkpoint if there is one: the weights at the end, or a checkpoint."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(2048, 4))
+    insert_dropblock(model, "1", block_size=3, keep_prob=0.7)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    schedule = KeepProbSchedule(model, steps)
+    first = 0
+    if checkpoint:
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        schedule.load_state_dict(checkpoint["schedule"])
+        torch.set_rng_state(checkpoint["random"])
+        first = checkpoint["step"]
+    for step in range(first, steps):
+        if step == stop_at:
+            return {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "random": torch.get_rng_state(),
+                "step": step,
+            }
+        x = torch.randn(8, 3, 16, 16)
+        nn.functional.cross_entropy(model(x), torch.randint(4, (8,))).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("stop_at", [1, 7, 19])
+def test_a_loop_that_was_killed_and_resumed_gives_the_same_weights(stop_at):
+    whole = train(20)
+    resumed = train(20, checkpoint=saved(train(20, stop_at=stop_at)))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+# --- errors ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((nn.ReLU(), 10), {}, ValueError, "ReLU has no DropBlock layer to schedule; put some in first"),
+        ((lambda x: x, 10), {}, TypeError, "model must be a torch.nn.Module"),
+        ((network(), 0), {}, ValueError, "total_steps must be an int of at least 1, got 0"),
+        ((network(), 10.0), {}, TypeError, "total_steps must be an int of at least 1, got 10.0 of type float"),
+        ((network(), 10), {"start_step": -1}, ValueError, "start_step must be an int of at least 0"),
+        ((network(), 10), {"curve": "fast"}, ValueError, "curve must be one of linear, cosine, constant, step"),
+        ((network(), 10), {"curve": 3}, TypeError, "curve must be one of"),
+        ((network(), 10), {"curve": lambda p: 2.0}, ValueError, "the strength that curve returned must be a number in"),
+        ((network(), 10), {"curve": lambda p: None}, TypeError, "the strength that curve returned must be"),
+    ],
+)
+def test_errors(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        KeepProbSchedule(*arguments, **options)
+
+
+def test_layers_that_are_off_while_the_model_trains_are_told_once():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    insert_dropblock(model, ["1", "2"])
+    model[1].eval()
+    schedule = KeepProbSchedule(model, 10)
+    with pytest.warns(UserWarning, match=r"1 of its 2 DropBlock layers are not and drop nothing: 1\."):
+        schedule.step()
+    schedule.step()
+    model.eval()
+    KeepProbSchedule(model, 10).step()

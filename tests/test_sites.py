@@ -1,0 +1,212 @@
+"""The hook, finding layers again, and noticing those that were lost."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import fx, nn
+
+from torch_dropblock import DropBlock1d, DropBlock2d, DropBlock3d, insert_dropblock, sites
+
+
+class Returns(nn.Module):
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def forward(self, _):
+        return self.output
+
+
+def network():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), DropBlock2d(3))
+
+
+@pytest.mark.parametrize(
+    ("layer", "output", "error", "got"),
+    [
+        (DropBlock2d(3), (torch.ones(2, 3, 8, 8),), TypeError, "tuple"),
+        (DropBlock2d(3), {"a": torch.ones(2, 3, 8, 8)}, TypeError, "dict"),
+        (DropBlock2d(3), torch.ones(2, 3), ValueError, r"a tensor of shape \(2, 3\)"),
+        (DropBlock2d(3), torch.ones(2, 50, 64), ValueError, r"a tensor of shape \(2, 50, 64\)"),
+        (DropBlock1d(3), torch.ones(2, 3, 8, 8), ValueError, r"shape \(N, C, L\)"),
+        (DropBlock3d(3), torch.ones(2, 3, 8, 8), ValueError, r"shape \(N, C, D, H, W\)"),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_an_output_that_is_no_feature_map_is_an_error_that_names_the_module(layer, output, error, got, training):
+    model = nn.Sequential(Returns(output)).train(training)
+    sites.attach(model, {"0": layer})
+    with pytest.raises(error, match=rf"after module '0', which must return a feature map .*{got}"):
+        model(torch.ones(1))
+
+
+def test_a_layer_drops_while_its_module_trains_or_it_does_itself():
+    model = nn.Sequential(nn.Identity())
+    layer = DropBlock2d(3, keep_prob=0.5)
+    sites.attach(model, {"0": layer})
+    x = torch.ones(4, 8, 16, 16)
+    (site,) = sites.find(model).values()
+    for module_trains, layer_trains in ((True, False), (False, True), (True, True), (False, False)):
+        model[0].train(module_trains)
+        layer.train(layer_trains)
+        drops = module_trains or layer_trains
+        assert site.training == drops
+        assert bool((model(x) == 0).any()) == drops
+
+
+def test_find_gives_every_layer_by_the_name_of_its_module():
+    model = nn.ModuleDict({"a": network(), "b": network()})
+    inserted = insert_dropblock(model, "*.1")
+    found = sites.find(model)
+    assert list(found) == ["a.1", "a.3", "b.1", "b.3"]
+    assert found["a.1"].layer is inserted["a.1"]
+    assert found["a.1"].module is model["a"][1]
+    assert found["a.3"].layer is found["a.3"].module is model["a"][3]
+
+
+def test_layers_are_those_that_find_finds():
+    model = nn.ModuleDict({"a": network(), "b": network(), "none": None})
+    insert_dropblock(model, ["*.1", "a.0"])
+    assert {id(layer) for layer in sites.layers(model)} == {id(site.layer) for site in sites.find(model).values()}
+    assert len(sites.layers(model)) == 5
+
+
+def replace_by_sync_batch_norm(model):
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def replace_by_identity(model):
+    model[1] = nn.Identity()
+    return model
+
+
+def take_out(model):
+    del model[2]
+    del model[1]
+    return model
+
+
+@pytest.mark.parametrize("convert", [replace_by_sync_batch_norm, replace_by_identity, take_out])
+def test_a_site_that_was_lost_is_an_error(convert):
+    model = network()
+    insert_dropblock(model, ["0", "1"])
+    assert sites.lost(model) == []
+    other = copy.deepcopy(model)
+    model = convert(model)
+    assert (
+        sites.lost(model) == sites.lost(copy.deepcopy(model)) == sites.lost(pickle.loads(pickle.dumps(model))) == ["1"]
+    )
+    assert sites.lost(other) == []
+    with pytest.raises(RuntimeError, match=r"1 inserted DropBlock layer.*: 1\. .*insert after converting"):
+        sites.find(model)
+
+
+def test_inserting_after_converting_works():
+    model = replace_by_sync_batch_norm(network())
+    insert_dropblock(model, "1")
+    assert list(sites.find(model)) == ["1", "3"]
+
+
+def test_a_lost_site_is_noticed_below_another_model():
+    inner = network()
+    insert_dropblock(inner, "1")
+    model = nn.ModuleDict({"backbone": inner})
+    assert list(sites.find(model)) == ["backbone.1", "backbone.3"]
+    replace_by_identity(inner)
+    assert sites.lost(model) == ["backbone.1"]
+    assert sites.lost(copy.deepcopy(model)) == ["backbone.1"]
+
+
+class Wrapper(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self._checkpoint_wrapped_module = module
+
+    def forward(self, x):
+        return self._checkpoint_wrapped_module(x)
+
+
+def test_a_module_that_was_wrapped_is_not_lost():
+    model = network()
+    insert_dropblock(model, "1")
+    model[1] = Wrapper(model[1])
+    assert list(sites.find(model)) == ["1._checkpoint_wrapped_module", "3"]
+
+
+def test_a_module_with_two_names_is_one_site():
+    shared = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), shared, nn.Conv2d(8, 8, 3), shared)
+    assert list(insert_dropblock(model, ["1", "3"])) == ["1"]
+    assert list(sites.find(model)) == ["1"]
+    assert len(sites.layers(model)) == 2  # one layer, found twice
+
+
+def test_what_was_inserted_is_known_in_a_network_built_of_the_parts_of_another():
+    model = nn.ModuleDict({"a": network(), "b": network()})
+    insert_dropblock(model, "*.1")
+    rebuilt = nn.Sequential(*model.values())
+    assert list(sites.find(rebuilt)) == ["0.1", "0.3", "1.1", "1.3"]
+    replace_by_identity(rebuilt[1])
+    assert sites.lost(rebuilt) == ["1.1"]
+
+
+def test_a_member_of_a_sequential_that_moves_up_is_not_lost():
+    model = network()
+    insert_dropblock(model, "1")
+    del model[0]
+    assert list(sites.find(model)) == ["0", "2"]
+
+
+def test_a_site_without_its_hook_is_lost():
+    model = network()
+    insert_dropblock(model, "1")
+    model[1]._forward_hooks.clear()
+    assert sites.lost(model) == ["1"]
+
+
+@pytest.mark.parametrize("name", ["a.b", "module.a.b", "_orig_mod.a.b", "module._orig_mod.a._fsdp_wrapped_module.b"])
+def test_canonical(name):
+    assert sites.canonical(name) == "a.b"
+
+
+def test_attach_is_all_or_nothing():
+    model = network()
+    with pytest.raises(ValueError, match="is a DropBlock layer itself"):
+        sites.attach(model, {"1": DropBlock2d(3), "3": DropBlock2d(3)})
+    assert not model[1]._forward_hooks
+    assert sites.RECORD not in vars(model)
+
+
+class Residual(nn.Module):
+    """A module that `torch.fx` takes apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.conv(x)
+
+
+@pytest.mark.parametrize("where", ["1", "1.conv", ""], ids=["no leaf", "leaf", "in the tree"])
+def test_a_trace_has_the_layer_with_its_mode_and_keep_prob(where):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Residual())
+    if where:
+        insert_dropblock(model, where, block_size=3, keep_prob=0.5)
+    else:
+        model.append(DropBlock2d(3, keep_prob=0.5))
+    keys = model.state_dict().keys()
+    traced = fx.symbolic_trace(model)
+    assert model.state_dict().keys() == traced.state_dict().keys() == keys
+    x = torch.randn(2, 3, 12, 12)
+    traced.eval()
+    model.eval()
+    assert torch.equal(traced(x), model(x))
+    traced.train()
+    assert not torch.equal(traced(x), traced(x))
+    (layer,) = sites.layers(traced)
+    layer.keep_prob = 1.0
+    assert torch.equal(traced(x), traced(x))
+    assert len(sites.layers(model)) == 1

@@ -1,0 +1,97 @@
+"""Monte Carlo DropBlock: the layers drop, everything else is in evaluation, and all is as it was afterwards."""
+
+import pytest
+import torch
+from torch import nn
+
+from torch_dropblock import DropBlock2d, insert_dropblock, mc_dropblock
+
+
+def network():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5), DropBlock2d(3, keep_prob=0.7), nn.Flatten()
+    )
+    insert_dropblock(model, "0", block_size=3, keep_prob=0.7)
+    return model
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("wrapped", [lambda m: m, nn.Sequential, lambda m: torch.compile(m, backend="eager")])
+def test_layers_alone_drop(mode, wrapped):
+    inner = network()
+    model = wrapped(inner).train(mode)
+    inner[2].train(not mode)  # a mode of its own, which must come back
+    modes = [module.training for module in inner.modules()]
+    statistics = inner[1].running_mean.clone()
+    x = torch.randn(4, 3, 16, 16)
+    with mc_dropblock(model) as same:
+        assert same is model
+        assert not any(inner[i].training for i in range(3))
+        assert inner[3].training
+        outputs = torch.stack([model(x) for _ in range(8)])
+    assert [module.training for module in inner.modules()] == modes
+    assert torch.equal(inner[1].running_mean, statistics)
+    inner.eval()
+    assert torch.equal(model(x), model(x))
+    assert (outputs[0] != outputs[1]).any()
+    # of one layer or the other; the ordinary dropout would have done it to half of the rest
+    assert (outputs == 0).float().mean() == pytest.approx(1 - 0.7**2, abs=0.08)
+
+
+def test_each_kind_of_layer_drops():
+    for kept in (0, 3):
+        model = network()
+        (model[3] if kept == 0 else next(iter(model[0]._forward_hooks.values())).layer).keep_prob = 1.0
+        x = torch.randn(2, 3, 16, 16)
+        with mc_dropblock(model):
+            assert not torch.equal(model(x), model(x))
+
+
+def test_modes_come_back_after_an_error():
+    model = network().train()
+    with pytest.raises(KeyError), mc_dropblock(model):
+        raise KeyError
+    assert all(module.training for module in model.modules())
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(model.eval()(x), model(x))
+
+
+def test_contexts_nest():
+    model = network().eval()
+    x = torch.randn(2, 3, 16, 16)
+    with mc_dropblock(model):
+        with mc_dropblock(model):
+            assert not torch.equal(model(x), model(x))
+        assert not torch.equal(model(x), model(x))
+    assert torch.equal(model(x), model(x))
+
+
+def test_predictive_entropy_grows_with_the_share_dropped():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 10)).eval()
+    (layer,) = insert_dropblock(model, "1", block_size=5).values()
+    x = 10 * torch.randn(16, 3, 16, 16)
+    spreads = []
+    for layer.keep_prob in (0.99, 0.8, 0.4):
+        with torch.no_grad(), mc_dropblock(model):
+            probabilities = torch.stack([model(x).softmax(-1) for _ in range(50)])
+        mean = probabilities.mean(0)
+        entropy = torch.special.entr(mean).sum(-1)
+        expected = torch.special.entr(probabilities).sum(-1).mean(0)
+        spreads.append((entropy - expected).mean().item())  # the part that comes from the masks
+    assert 0 < spreads[0] < spreads[1] < spreads[2]
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="ReLU has no DropBlock layer"), mc_dropblock(nn.ReLU()):
+        pass
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module"), mc_dropblock(len):
+        pass
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(_with_a_site_on_a_norm())
+    with pytest.raises(RuntimeError, match="insert after converting"), mc_dropblock(model):
+        pass
+
+
+def _with_a_site_on_a_norm():
+    model = network()
+    insert_dropblock(model, "1")
+    return model
