@@ -26,6 +26,8 @@ def test_docstrings(name):
     assert result.failed == 0
 
 
+# Lightning's own, about what it uses of torch and about workers for 32 images
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers")
 @pytest.mark.parametrize(("page", "code"), BLOCKS, ids=[page.stem for page, _ in BLOCKS])
 def test_pages(page, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
