@@ -1,6 +1,7 @@
 """`torch-dropblock summary`, as a user reads it."""
 
 import pytest
+
 from command import complaint, succeed, table_rows
 
 
@@ -58,7 +59,7 @@ def test_the_layers_of_a_network_of_your_own(tmp_path, monkeypatch):
         (("torchvision:vgg11",), "VGG has no group layer3 of torchvision's or timm's BasicBlock or Bottleneck; "
          "insert_dropblock(model, where) takes any network; here with --where GLOB"),
         (("torchvision:resnet18", "-i", "224"), "--input-size must be the shape of the input, such as 1x3x224x224"),
-        (("torchvision:resnet18", "-i", "1x1x64x64"), "the model does not run on zeros of shape (1, 1, 64, 64)"),
+        (("torchvision:resnet18", "-i", "1x1x64x64"), "the model does not run on an input of shape (1, 1, 64, 64)"),
         (("torchvision:resnet18", "-k", "2"), "keep_prob must be a number in [0, 1], got 2.0"),
         (("torchvision:resnet18", "--curve", "fast"), "--curve must be one of linear, cosine, constant, step"),
         (("torchvision:resnet18", "--rate", "fast"), "rate must be 'exact' or 'paper'"),

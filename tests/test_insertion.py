@@ -117,7 +117,7 @@ def test_a_pattern_without_a_match_warns(model, where, message):
     assert list(inserted) == [name for name in ("body.1",) if where == ["body.1", "nothing"]]
 
 
-@pytest.mark.parametrize("where", [3, None, nn.ReLU(), [nn.ReLU()], ["a", 1]])
+@pytest.mark.parametrize("where", [3, None, nn.ReLU(), nn.ReLU, [nn.ReLU], [nn.ReLU()], ["body.1", 1]])
 def test_where_of_another_type(model, where):
     with pytest.raises(TypeError, match="where must be"):
         insert_dropblock(model, where)
@@ -127,7 +127,8 @@ def test_where_of_another_type(model, where):
     ("options", "error"),
     [
         ({"dims": 4}, ValueError),
-        ({"dims": True}, ValueError),
+        ({"dims": True}, TypeError),
+        ({"dims": [2]}, TypeError),
         ({"keep_prob": 1.5}, ValueError),
         ({"block_size": 0}, ValueError),
         ({"block_size": 0.1}, TypeError),
@@ -139,7 +140,7 @@ def test_where_of_another_type(model, where):
 def test_bad_options_insert_nothing(model, options, error):
     with pytest.raises(error):
         insert_dropblock(model, "*.1", **options)
-    assert not sites.layers(model)
+    assert not sites.present(model)
 
 
 def test_no_module():
@@ -214,7 +215,7 @@ def test_a_copy_has_layers_of_its_own(model, x, copied):
     assert not drops(other, x)
     assert drops(model, x)
     assert remove_dropblock(other) == 2
-    assert len(sites.layers(model)) == 2
+    assert len(sites.present(model)) == 2
 
 
 @pytest.mark.parametrize("mode", [True, False])
@@ -252,6 +253,11 @@ def test_half_precision_and_meta_device(model, x):
 # --- what is refused ---------------------------------------------------------------------------------------------
 
 
+def with_a_compiled_forward(model):
+    model.forward = torch.compile(model.forward, backend="eager")
+    return model
+
+
 def compiled_in_place(model):
     model.compile(backend="eager")
     return model
@@ -267,6 +273,7 @@ def with_a_compiled_part(model):
     [
         (lambda model: torch.compile(model, backend="eager"), "torch.compile has wrapped it"),
         (compiled_in_place, "torch.compile has wrapped it"),
+        (with_a_compiled_forward, "torch.compile has wrapped it"),
         (with_a_compiled_part, "torch.compile has wrapped its module 'body'"),
         (nn.DataParallel, "DataParallel has wrapped it"),
         (lambda model: nn.Sequential(nn.DataParallel(model)), "DataParallel has wrapped its module '0'"),
@@ -278,7 +285,7 @@ def test_a_wrapped_model_is_refused(model, wrapped, by):
         insert_dropblock(wrapped, "*.1")
     with pytest.raises(ValueError, match=f"{by}; remove layers before wrapping"):
         remove_dropblock(wrapped)
-    assert not sites.layers(model)
+    assert not sites.present(model)
 
 
 def test_a_second_insertion_at_one_place_is_refused(model):
@@ -294,27 +301,52 @@ def test_a_module_that_is_never_called_is_refused():
     model = nn.ModuleDict({"blocks": nn.ModuleList([nn.Conv2d(3, 3, 3)])})
     with pytest.raises(ValueError, match="module 'blocks', a ModuleList, has no forward to act on"):
         insert_dropblock(model, "blocks")
-    assert list(insert_dropblock(model, "blocks.*")) == ["blocks.0"]
+    assert list(insert_dropblock(model, "blocks*")) == ["blocks.0"]
+
+
+def test_a_pattern_passes_over_what_makes_weights():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
+    nn.utils.parametrizations.weight_norm(model[0])
+    assert list(insert_dropblock(model, "*")) == ["0", "1"]
+
+
+def test_a_name_with_brackets_means_itself():
+    model = nn.ModuleDict({"x[0]": nn.ReLU(), "x0": nn.ReLU()})
+    assert list(insert_dropblock(model, "x[0]")) == ["x[0]"]
 
 
 # --- and out again -----------------------------------------------------------------------------------------------
 
 
+def everything_of(model):
+    """All that the modules of a model hold, hooks by identity."""
+    return {
+        name: {key: dict(value) if isinstance(value, dict) else value for key, value in vars(module).items()}
+        for name, module in model.named_modules()
+    }
+
+
 def test_remove_undoes_it_exactly(model, x):
     hook = model.body[1].register_forward_hook(lambda module, args, output: output * 2)
-    before = {name: {k: v for k, v in vars(m).items() if k != "_forward_hooks"} for name, m in model.named_modules()}
-    hooks = {name: dict(module._forward_hooks) for name, module in model.named_modules()}
+    before = everything_of(model)
     insert_dropblock(model, "*.1")
     insert_dropblock(model, ["stem", "body"])
     fx.symbolic_trace(model)
+    assert everything_of(model) != before
     assert remove_dropblock(model) == 4
-    after = {name: {k: v for k, v in vars(m).items() if k != "_forward_hooks"} for name, m in model.named_modules()}
-    assert {name: dict(module._forward_hooks) for name, module in model.named_modules()} == hooks
-    assert {name: values.keys() for name, values in after.items()} == {n: v.keys() for n, v in before.items()}
+    assert everything_of(model) == before
     assert not drops(model, x)
     assert remove_dropblock(model) == 0
     hook.remove()
     assert list(insert_dropblock(model, "*.1")) == ["stem.1", "body.1"]
+
+
+def test_remove_from_a_trace(model, x):
+    insert_dropblock(model, ["stem.1", "body"], block_size=3)
+    traced = fx.symbolic_trace(model).train()
+    assert drops(traced, x)
+    assert remove_dropblock(traced) == 2
+    assert not drops(traced, x)
 
 
 def test_layers_of_the_network_itself_stay():

@@ -7,7 +7,9 @@ from torch import nn
 
 from torch_dropblock import named_models
 
-OWN = "import helper_of_my_net\nfrom torch import nn\n\ndef build():\n    return nn.Sequential(nn.ReLU())\n\nnumber = 3\n"
+OWN = (
+    "import helper_of_my_net\nfrom torch import nn\n\ndef build():\n    return nn.Sequential(nn.ReLU())\n\nnumber = 3\n"
+)
 
 
 @pytest.fixture

@@ -237,7 +237,7 @@ def test_heads_of_a_detector_drop_at_each_level(run):
 def test_pattern_of_whole_heads_is_refused_when_they_run(run):
     model = copy.deepcopy(run("RetinaNet")["model"])
     insert_dropblock(model, "head.*")
-    with pytest.raises((TypeError, ValueError), match="must return a feature map"):
+    with pytest.raises((TypeError, ValueError), match="must return a floating-point feature map"):
         forward("RetinaNet", model, INPUTS["RetinaNet"]())
 
 

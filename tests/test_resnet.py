@@ -64,6 +64,21 @@ def test_checkpoints_fit_both_ways(name):
             assert "downsample" in (vars(block) if block.downsample is None else block._modules)
 
 
+def test_a_network_in_evaluation_stays_what_it_is():
+    model = torchvision.models.resnet18().eval()
+    model.layer4.train()
+    modes = [module.training for module in model.modules()]
+    x = torch.randn(2, 3, 64, 64)
+    insert_dropblock_resnet(model, keep_prob=0.5, block_size=3)
+    assert {name: site.training for name, site in sites.find(model).items()} == {
+        name: name.startswith("layer4") for name in sites.find(model)
+    }
+    model.eval()
+    assert torch.equal(model(x), model(x))
+    assert remove_dropblock(model) == 12
+    assert len(modes) == len(list(model.modules()))
+
+
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("name", RESNET50)
 def test_a_training_step(name, inplace):
@@ -119,6 +134,9 @@ def test_options_of_the_layer():
         ({"groups": ()}, ValueError),
         ({"groups": (0, 4)}, ValueError),
         ({"groups": (4, 4)}, ValueError),
+        ({"groups": (3.0, 4)}, TypeError),
+        ({"groups": (True,)}, TypeError),
+        ({"groups": ([3], 4)}, TypeError),
         ({"groups": "34"}, TypeError),
         ({"groups": 4}, TypeError),
         ({"keep_prob": -0.1}, ValueError),
@@ -132,7 +150,7 @@ def test_bad_options_change_nothing(options, error):
     with pytest.raises(error):
         insert_dropblock_resnet(model, **options)
     assert repr(model) == tree
-    assert not sites.layers(model)
+    assert not sites.present(model)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +168,22 @@ def test_another_network_is_refused(build):
         insert_dropblock_resnet(build())
 
 
+def test_a_block_with_a_forward_of_its_own_is_refused():
+    class Block(torchvision.models.resnet.BasicBlock):
+        def forward(self, x):
+            return self.conv1(x)
+
+    class OtherName(torchvision.models.resnet.BasicBlock):
+        pass
+
+    model = torchvision.models.resnet18()
+    model.layer4[1] = Block(512, 512)
+    with pytest.raises(ValueError, match="has no group layer4 of"):
+        insert_dropblock_resnet(model)
+    model.layer4[1] = OtherName(512, 512)
+    assert len(insert_dropblock_resnet(model)) == 12
+
+
 def test_a_second_insertion_is_refused_and_changes_nothing():
     model = torchvision.models.resnet18()
     insert_dropblock(model, "layer4.1.bn2")
@@ -158,14 +192,14 @@ def test_a_second_insertion_is_refused_and_changes_nothing():
         insert_dropblock_resnet(model)
     assert repr(model) == tree
     assert model.layer4[1].downsample is None
-    assert len(sites.layers(model)) == 1
+    assert len(sites.present(model)) == 1
 
 
 def test_a_network_with_layers_of_timm_is_refused():
     model = timm.create_model("resnet18", drop_block_rate=0.1)
     with pytest.raises(ValueError, match=r"drop_block is a DropBlock2d already; .*convert_dropblock"):
         insert_dropblock_resnet(model)
-    assert not sites.layers(model)
+    assert not sites.present(model)
 
 
 def test_the_backbone_of_a_detector():

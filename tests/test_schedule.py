@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from torch_dropblock import DropBlock2d, KeepProbSchedule, insert_dropblock, mc_dropblock, sites
@@ -147,6 +147,9 @@ class Wrapped(nn.Module):
         super().__init__()
         self.add_module(name, module)
 
+    def forward(self, x):
+        return next(self.children())(x)
+
 
 @pytest.mark.parametrize(
     ("before", "after"),
@@ -159,24 +162,17 @@ class Wrapped(nn.Module):
         (lambda m: Wrapped("net", m), lambda m: m),
         (lambda m: m, lambda m: Wrapped("a", Wrapped("b", m))),
         (lambda m: nn.DataParallel(Wrapped("net", m)), lambda m: m),
+        (lambda m: Wrapped("model", m), lambda m: Wrapped("net", Wrapped("inner", m))),
     ],
 )
 def test_names_that_gained_or_lost_a_prefix(before, after):
     schedule = KeepProbSchedule(before(network()), 10, start_step=7)
     model = network()
-    model[1].keep_prob, model[3].keep_prob = 0.1, 0.2  # what the state brings replaces it
     resumed = KeepProbSchedule(after(model), 10)
     resumed.load_state_dict(saved(schedule.state_dict()))
     assert resumed.steps == 7
     assert [model[1].target_keep_prob, model[3].target_keep_prob] == list(TARGETS.values())
     assert model[3].keep_prob == pytest.approx(1 - 0.7 * 0.4)
-
-
-def test_a_layer_that_is_the_model_itself():
-    schedule = KeepProbSchedule(DropBlock2d(3, keep_prob=0.8), 10, start_step=5)
-    layer = DropBlock2d(3)
-    KeepProbSchedule(nn.Sequential(layer), 10).load_state_dict(saved(schedule.state_dict()))
-    assert layer.keep_prob == pytest.approx(0.9)
 
 
 def test_a_state_of_other_layers_changes_nothing():
@@ -200,6 +196,7 @@ def test_a_state_of_other_layers_changes_nothing():
         (lambda state: state | {"steps": -1}, ValueError),
         (lambda state: state | {"total_steps": 0}, ValueError),
         (lambda state: state | {"keep_prob": dict.fromkeys(TARGETS, 2.0)}, ValueError),
+        (lambda state: state | {"keep_prob": None}, TypeError),
     ],
 )
 def test_a_state_that_is_none(change, error):
@@ -216,11 +213,45 @@ def test_a_state_of_another_length_or_curve_warns():
     with pytest.warns(UserWarning, match="the schedule was built with") as caught:
         other.load_state_dict(schedule.state_dict())
     assert [str(warning.message).rpartition("; ")[2] for warning in caught] == [
-        "it goes on with 10",
-        "it goes on with 'cosine'",
+        "it goes on with that of the state",
+        "it goes on with its own",
     ]
+    assert other.curve is CURVES["cosine"]
     assert other.total_steps == 10
     assert other.progress == 0.5
+
+
+def test_a_state_of_other_keep_probs_warns_and_holds():
+    schedule = KeepProbSchedule(network(), 10, start_step=10)
+    model = network()
+    model[3].keep_prob = 0.2
+    other = KeepProbSchedule(model, 10)
+    with pytest.warns(UserWarning, match=r"the schedule was built with keep_prob=\{'1': 0.9, '3': 0.2\}"):
+        other.load_state_dict(schedule.state_dict())
+    assert keep_probs(model) == list(TARGETS.values())
+
+
+def test_names_that_would_be_alike_without_what_wrappers_put_in():
+    def build():
+        model = nn.Sequential(Wrapped("module", nn.Identity()))
+        for name, keep_prob in (("0.module", 0.6), ("0", 0.7)):
+            insert_dropblock(model, name, keep_prob=keep_prob)
+        return model
+
+    schedule = KeepProbSchedule(build(), 10, start_step=10)
+    model = build()
+    KeepProbSchedule(model, 10).load_state_dict(schedule.state_dict())
+    assert keep_probs(model) == [0.7, 0.6]
+
+
+def test_a_curve_that_fails_changes_nothing():
+    model = network()
+    other = KeepProbSchedule(model, 10, curve=lambda p: 2.0 if p > 0.5 else p)
+    state = KeepProbSchedule(network(), 10, start_step=8).state_dict() | {"curve": "<lambda>"}
+    state["keep_prob"] = dict.fromkeys(TARGETS, 0.1)
+    with pytest.raises(ValueError, match="the strength that curve returned"):
+        other.load_state_dict(state)
+    assert (other.steps, keep_probs(model)) == (0, [1.0, 1.0])
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
@@ -302,5 +333,27 @@ def test_layers_that_are_off_while_the_model_trains_are_told_once():
     with pytest.warns(UserWarning, match=r"1 of its 2 DropBlock layers are not and drop nothing: 1\."):
         schedule.step()
     schedule.step()
+    model[2].eval()
+    with pytest.warns(UserWarning, match=r"2 of its 2 DropBlock layers are not and drop nothing: 1, 2\."):
+        schedule.step()
+    schedule.step()
     model.eval()
     KeepProbSchedule(model, 10).step()
+
+
+def test_layers_that_were_lost_are_an_error():
+    """All of them, before the schedule; and one that no record tells of, after it."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    insert_dropblock(model, "1")
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    with pytest.raises(RuntimeError, match=r": 1\. .*insert after converting"):
+        KeepProbSchedule(model, 10)
+
+    model = network()
+    insert_dropblock(model, "2")
+    traced = fx.symbolic_trace(model)
+    schedule = KeepProbSchedule(traced, 10)
+    schedule.step()
+    traced.set_submodule("2", nn.Conv2d(8, 8, 3))
+    with pytest.raises(RuntimeError, match=r": 2\. .*insert after converting"):
+        schedule.step()

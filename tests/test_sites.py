@@ -1,7 +1,11 @@
 """The hook, finding layers again, and noticing those that were lost."""
 
 import copy
+import gc
 import pickle
+import subprocess
+import sys
+import weakref
 
 import pytest
 import torch
@@ -38,8 +42,18 @@ def network():
 def test_an_output_that_is_no_feature_map_is_an_error_that_names_the_module(layer, output, error, got, training):
     model = nn.Sequential(Returns(output)).train(training)
     sites.attach(model, {"0": layer})
-    with pytest.raises(error, match=rf"after module '0', which must return a feature map .*{got}"):
+    with pytest.raises(error, match=rf"after module '0', which must return a floating-point feature map .*{got}"):
         model(torch.ones(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_a_feature_map_of_another_dtype_is_an_error_in_training(dtype):
+    output = torch.ones(2, 3, 8, 8, dtype=dtype)
+    model = nn.Sequential(Returns(output))
+    sites.attach(model, {"0": DropBlock2d(3)})
+    with pytest.raises(ValueError, match=rf"after module '0', which must return a floating-point .*{dtype}"):
+        model(torch.ones(1))
+    assert model.eval()(torch.ones(1)) is output
 
 
 def test_a_layer_drops_while_its_module_trains_or_it_does_itself():
@@ -66,11 +80,11 @@ def test_find_gives_every_layer_by_the_name_of_its_module():
     assert found["a.3"].layer is found["a.3"].module is model["a"][3]
 
 
-def test_layers_are_those_that_find_finds():
+def test_present_are_those_that_find_finds():
     model = nn.ModuleDict({"a": network(), "b": network(), "none": None})
     insert_dropblock(model, ["*.1", "a.0"])
-    assert {id(layer) for layer in sites.layers(model)} == {id(site.layer) for site in sites.find(model).values()}
-    assert len(sites.layers(model)) == 5
+    assert set(sites.present(model)) == set(sites.find(model).values())
+    assert len(sites.present(model)) == 5
 
 
 def replace_by_sync_batch_norm(model):
@@ -140,7 +154,75 @@ def test_a_module_with_two_names_is_one_site():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), shared, nn.Conv2d(8, 8, 3), shared)
     assert list(insert_dropblock(model, ["1", "3"])) == ["1"]
     assert list(sites.find(model)) == ["1"]
-    assert len(sites.layers(model)) == 2  # one layer, found twice
+    assert len(sites.present(model)) == 2  # one layer, found twice
+
+
+def test_a_part_that_was_replaced_as_a_whole_is_lost():
+    model = nn.ModuleDict({"a": network(), "b": nn.Sequential(network())})
+    insert_dropblock(model, ["*.1"])
+    model["b"][0] = network()
+    assert sites.lost(model) == ["b.0.1"]
+    model["b"] = nn.Identity()
+    assert sites.lost(model) == ["b.0.1"]
+    assert sites.lost(model["a"]) == []
+
+
+def test_a_hook_that_moved_to_another_module_is_not_lost():
+    """As `torch.ao.quantization.fuse_modules` moves hooks."""
+    model = network()
+    insert_dropblock(model, "1")
+    (key, hook), fused = next(iter(model[1]._forward_hooks.items())), nn.Sequential(model[0], model[1])
+    model[0], model[1] = fused, nn.Identity()
+    del fused[1]._forward_hooks[key]
+    fused._forward_hooks[key] = hook
+    assert list(sites.find(model)) == ["0", "3"]
+
+
+def test_the_record_keeps_no_module_alive():
+    model = network()
+    insert_dropblock(model, "1")
+    old = weakref.ref(model[1])
+    replace_by_identity(model)
+    gc.collect()
+    assert old() is None
+
+
+def test_hooks_from_another_process_keep_their_keys(tmp_path):
+    """A key is a number that each process counts from 0, so a hook that comes later could take it."""
+    code = (
+        "import sys, torch; from torch import nn; from torch_dropblock import insert_dropblock; "
+        "model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()); insert_dropblock(model, '*'); "
+        "torch.save(model, sys.argv[1])"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "model.pt"], check=True)
+    code = (
+        "import sys, torch; from torch_dropblock import dropblock_summary, sites; "
+        "model = torch.load(sys.argv[1], weights_only=False); "
+        "handles = [module.register_forward_hook(lambda *_: None) for module in model]; "
+        "dropblock_summary(model, (1, 3, 8, 8)); [handle.remove() for handle in handles]; "
+        "print(list(sites.find(model)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "model.pt"], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "['0', '1']"
+
+
+def test_what_a_module_only_passes_on_is_never_written_into():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shortcut = nn.Identity()
+
+        def forward(self, x):
+            shortcut = self.shortcut(x)
+            return x.clone(), shortcut
+
+    model = Residual()
+    insert_dropblock(model, "shortcut", inplace=True, block_size=3, keep_prob=0.5)
+    x, dropped = model(torch.ones(2, 8, 12, 12))
+    assert torch.equal(x, torch.ones_like(x))
+    assert (dropped == 0).any()
 
 
 def test_what_was_inserted_is_known_in_a_network_built_of_the_parts_of_another():
@@ -206,7 +288,7 @@ def test_a_trace_has_the_layer_with_its_mode_and_keep_prob(where):
     assert torch.equal(traced(x), model(x))
     traced.train()
     assert not torch.equal(traced(x), traced(x))
-    (layer,) = sites.layers(traced)
-    layer.keep_prob = 1.0
+    (site,) = sites.present(traced)
+    site.layer.keep_prob = 1.0
     assert torch.equal(traced(x), traced(x))
-    assert len(sites.layers(model)) == 1
+    assert len(sites.present(model)) == 1

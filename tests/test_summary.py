@@ -68,7 +68,7 @@ def test_the_text_is_a_table_with_notes():
     assert text.split("\n\n")[1].splitlines() == [
         "1 of 3 layers drop.",
         "mode: a layer drops in train alone; an inserted one is in train while the module that it follows is.",
-        "ran: the forward pass did not call that module, so the layer after it does nothing.",
+        "ran: evaluation does not call that module; if training does not either, its layer does nothing.",
         "*: the block is clamped to the map, where it is larger.",
     ]
 
@@ -126,6 +126,14 @@ def test_several_inputs_and_other_dtypes():
     assert [row.size for row in summary.rows] == [(18,)]
 
 
+def test_an_input_of_integers():
+    model = nn.Sequential(nn.Embedding(10, 8), nn.Conv1d(12, 4, 3))
+    insert_dropblock(model, "1", dims=1, block_size=3)
+    tokens = torch.zeros(2, 12, dtype=torch.int64)
+    assert [row.size for row in dropblock_summary(model, tokens).rows] == [(6,)]
+    assert [row.size for row in dropblock_summary(model, [tokens]).rows] == [(6,)]
+
+
 def test_looking_changes_nothing():
     model = torchvision.models.resnet18()
     insert_dropblock_resnet(model)
@@ -163,7 +171,7 @@ def test_errors():
             dropblock_summary(model, size)
     with pytest.raises(ValueError, match="input_size must be a positive int"):
         dropblock_summary(model, (0, 3, 8, 8))
-    with pytest.raises(ValueError, match=r"does not run on zeros of shape \(1, 4, 8, 8\) \(batch first\)"):
+    with pytest.raises(ValueError, match=r"does not run on an input of shape \(1, 4, 8, 8\) \(batch first\)"):
         dropblock_summary(model, (1, 4, 8, 8))
     assert model.training
     assert not model.drop._forward_hooks

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch_dropblock import DropBlock2d, insert_dropblock, mc_dropblock
+from torch_dropblock import DropBlock2d, KeepProbSchedule, insert_dropblock, mc_dropblock
 
 
 def network():
@@ -79,6 +79,14 @@ def test_predictive_entropy_grows_with_the_share_dropped():
         expected = torch.special.entr(probabilities).sum(-1).mean(0)
         spreads.append((entropy - expected).mean().item())  # the part that comes from the masks
     assert 0 < spreads[0] < spreads[1] < spreads[2]
+
+
+def test_nothing_to_drop_warns():
+    model = network()
+    KeepProbSchedule(model, 10)
+    with pytest.warns(UserWarning, match="keep_prob of every DropBlock layer is 1"), mc_dropblock(model):
+        pass
+    assert model.training
 
 
 def test_errors():

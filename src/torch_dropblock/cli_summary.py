@@ -67,7 +67,7 @@ def summary(
             insert_dropblock(network, where, block_size=block, keep_prob=keep, dims=dims, rate=kind)
         if caught:
             raise ValueError(caught[0].message)
-    elif not sites.layers(network):
+    elif not sites.present(network):
         try:
             insert_dropblock_resnet(network, block_size=block, keep_prob=keep, rate=kind)
         except ValueError as error:

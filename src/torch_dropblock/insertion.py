@@ -32,20 +32,23 @@ def insert_dropblock(
     """Let a DropBlock layer act on the output of each module that matches, in the model itself.
 
     No module is renamed and no key of the state_dict changes, so a checkpoint of the plain model fits the model with
-    layers, and back. A layer drops while the module that it follows is in training mode. Insert before
-    `torch.compile` and before DistributedDataParallel or `fully_shard`, and after conversions that replace
-    modules, such as `convert_sync_batchnorm`.
+    layers, and back. A layer drops while the module that it follows is in training mode.
+
+    Insert after conversions that replace modules, such as `convert_sync_batchnorm`; before DistributedDataParallel,
+    `fully_shard` and `torch.compile`, whose code does not look for layers again once it ran. TorchScript cannot script
+    a model with inserted layers. A trace of `torch.fx` has layers of its own, for a schedule of its own.
 
     Args:
         model: the network; `print(dict(model.named_modules()).keys())` shows the names of its modules.
         where: a glob pattern over these names or several of them, in which `*` matches dots too, or a function
-            `(name, module) -> bool`.
+            `(name, module) -> bool`. A pattern passes over containers that are never called themselves.
         block_size: size of a block, one int for all spatial dimensions or one for each; clamped to the map.
         keep_prob: probability that a unit is kept, in [0, 1].
         dims: number of spatial dimensions: the modules must return (N, C, L), (N, C, H, W) or (N, C, D, H, W).
         rate: `"exact"` or `"paper"`, as for the layer.
         share_channels: one mask per sample for all of its channels.
-        inplace: write into the output of the module, which its backward pass must not need.
+        inplace: write into the output of the module, which its backward pass must not need. What a module only
+            passes on, as `nn.Identity` does, is never written into.
 
     Returns:
         The layers that were inserted, by the name of the module that each follows.
@@ -64,7 +67,7 @@ def insert_dropblock(
     {'3': DropBlock2d(block_size=5, keep_prob=0.9, rate='exact', share_channels=False, inplace=False)}
     """
     sites.refuse_wrapped(model, "insert")
-    if dims not in LAYERS or isinstance(dims, bool):
+    if checks.whole_number("dims", dims, at_least=1) not in LAYERS:
         raise ValueError(f"dims must be 1, 2 or 3, got {dims!r}")
     keep_prob = checks.probability("keep_prob", keep_prob)
     layers: dict[str, DropBlockNd] = {
@@ -77,6 +80,8 @@ def insert_dropblock(
 
 def remove_dropblock(model: nn.Module) -> int:
     """Take out every layer that `insert_dropblock` and `insert_dropblock_resnet` put in, and return how many.
+
+    Of a trace of `torch.fx`, also those that the traced model had.
 
     Layers that are modules of the network, as one in a `Sequential`, stay.
 
@@ -95,11 +100,14 @@ def remove_dropblock(model: nn.Module) -> int:
     lost = sites.lost(model)
     removed = 0
     for name, module in list(model.named_modules()):
-        for key, _ in sites.hooks_of(module):
-            del module._forward_hooks[key]
+        for hook in sites.hooks_of(module):
+            del module._forward_hooks[hook.key]
             removed += 1
-        if isinstance(module, sites.IdentityShortcut):
+        if isinstance(module, sites.IdentityShortcut) and name:
             _put_none_back(model, name)
+        if name.rpartition(".")[2] == sites.TRACED:  # which the code of a trace calls
+            model.set_submodule(name, nn.Identity())
+            removed += 1
         for attribute in (sites.RECORD, sites.TRACED):
             module.__dict__.pop(attribute, None)
     if lost:
@@ -116,28 +124,41 @@ def _put_none_back(model: nn.Module, name: str) -> None:
 
 def _matches(model: nn.Module, where: Where) -> list[str]:
     """The names of the modules that match, the first name of a module that has several."""
-    if isinstance(where, nn.Module) or not (isinstance(where, str | Iterable) or callable(where)):
-        raise TypeError(f"where must be a glob pattern, several, or a function (name, module) -> bool, got {where!r}")
-    named = list(model.named_modules(remove_duplicate=False))
+    named = dict(model.named_modules(remove_duplicate=False))
+    if isinstance(where, type | nn.Module):
+        raise TypeError(f"where must be glob patterns or a function, got {where!r}; {_BY_KIND}")
     if callable(where):
-        found = [(name, module) for name, module in named if where(name, module)]
+        found = [name for name, module in named.items() if where(name, module)]
         if not found:
             warnings.warn("where is True for no module: no DropBlock layer was inserted", UserWarning, stacklevel=3)
-    else:
+    elif isinstance(where, str | Iterable):
         patterns = [where] if isinstance(where, str) else list(where)
-        for pattern in patterns:
-            if not isinstance(pattern, str):
-                raise TypeError(f"where must be glob patterns over names of modules, got {pattern!r}")
-        names = [name for name, _ in named if name]
         if not patterns:
             warnings.warn("where is empty: no DropBlock layer was inserted", UserWarning, stacklevel=3)
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                close = difflib.get_close_matches(pattern, names, n=3)
-                hint = f"; close to it are {', '.join(map(repr, close))}" if close else ""
-                warnings.warn(f"no module is named like {pattern!r}{hint}", UserWarning, stacklevel=3)
-        found = [(name, module) for name, module in named if name and any(fnmatchcase(name, p) for p in patterns)]
+        matched = {name for pattern in patterns for name in _matches_of(pattern, named)}
+        found = [name for name in named if name in matched]
+    else:
+        raise TypeError(f"where must be a glob pattern, several, or a function (name, module) -> bool, got {where!r}")
     first: dict[int, str] = {}
-    for name, module in found:
-        first.setdefault(id(module), name)
+    for name in found:
+        first.setdefault(id(named[name]), name)
     return list(first.values())
+
+
+_BY_KIND = "a function picks by kind: lambda name, module: isinstance(module, nn.BatchNorm2d)"
+
+
+def _matches_of(pattern: object, named: dict[str, nn.Module]) -> list[str]:
+    if not isinstance(pattern, str):
+        raise TypeError(f"where must be glob patterns over names of modules, got {pattern!r}; {_BY_KIND}")
+    names = [name for name in named if name]
+    if pattern in names:
+        return [pattern]
+    matched = [name for name in names if fnmatchcase(name, pattern)]
+    if not matched:
+        close = difflib.get_close_matches(pattern, names, n=3)
+        hint = f"; close to it are {', '.join(map(repr, close))}" if close else ""
+        warnings.warn(f"no module is named like {pattern!r}{hint}", UserWarning, stacklevel=4)
+    # a parametrization returns weights; a container is refused if it is all there is
+    called = [name for name in matched if sites.has_forward(named[name]) and "parametrizations" not in name.split(".")]
+    return called or matched

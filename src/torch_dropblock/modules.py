@@ -93,10 +93,10 @@ class DropBlockNd(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, Proxy):
             return call_in_trace(input, self)
-        return self.drop(input, self.training)
+        return self.drop(input, self.training, self.inplace)
 
-    def drop(self, input: Tensor, training: bool) -> Tensor:
-        """What `forward` does, with `training` in place of the layer's own flag."""
+    def drop(self, input: Tensor, training: bool, inplace: bool) -> Tensor:
+        """What `forward` does, with `training` and `inplace` in place of the layer's own."""
         return DROP_BLOCK[self.dims](
             input,
             self.block_size,
@@ -104,7 +104,7 @@ class DropBlockNd(nn.Module):
             rate=self.rate,
             share_channels=self.share_channels,
             training=training,
-            inplace=self.inplace,
+            inplace=inplace,
         )
 
     def extra_repr(self) -> str:

@@ -10,8 +10,8 @@ from . import checks, sites
 from .checks import Rate
 from .modules import DropBlock2d, DropBlockNd
 
-GROUPS = (1, 2, 3, 4)
-# the classes whose forward is known: these norms, and `downsample` on the shortcut if it is not None
+GROUPS = {1, 2, 3, 4}
+# the classes whose forward is known to call these norms, and `downsample` on the shortcut if it is not None
 BLOCKS = {
     (module, kind)
     for module in ("torchvision.models.resnet", "timm.models.resnet")
@@ -78,7 +78,7 @@ def insert_dropblock_resnet(
                     inplace=inplace and not is_identity,
                 )
     for block, _ in identities:
-        block.downsample = sites.IdentityShortcut()
+        block.downsample = sites.IdentityShortcut().train(block.training)
     try:
         sites.attach(model, layers)
     except BaseException:
@@ -92,9 +92,10 @@ def insert_dropblock_resnet(
 def _checked(groups: Sequence[int]) -> list[int]:
     if isinstance(groups, str) or not isinstance(groups, Sequence):
         raise TypeError(f"groups must be a sequence of some of 1, 2, 3 and 4, got {groups!r}")
-    if not groups or len(set(groups)) < len(groups) or any(group not in GROUPS for group in groups):
+    numbers = {checks.whole_number("groups", group, at_least=1) for group in groups}
+    if not groups or len(numbers) < len(groups) or not numbers <= GROUPS:
         raise ValueError(f"groups must be some of 1, 2, 3 and 4, none twice, got {groups!r}")
-    return sorted(groups)
+    return sorted(numbers)
 
 
 def _blocks(model: nn.Module, group: int) -> list[tuple[str, nn.Module]]:
@@ -118,5 +119,9 @@ def _known_blocks(model: nn.Module, group: int) -> list[tuple[str, nn.Module]]:
     """The blocks of a group, by number; none if one of them is of a class whose forward is not known."""
     members = model._modules.get(f"layer{group}")
     blocks = list(members.named_children()) if isinstance(members, nn.Sequential) else []
-    known = all(BLOCKS & {(kind.__module__, kind.__name__) for kind in type(block).__mro__} for _, block in blocks)
-    return blocks if known else []
+    return blocks if all(_class_of_forward(block) in BLOCKS for _, block in blocks) else []
+
+
+def _class_of_forward(module: nn.Module) -> tuple[str, str]:
+    kind = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
+    return kind.__module__, kind.__name__

@@ -85,8 +85,9 @@ class KeepProbSchedule:
         self.curve = CURVES[_known(curve)] if isinstance(curve, str) else curve
         if not callable(self.curve):
             raise TypeError(f"curve must be one of {', '.join(CURVES)} or a function, got {curve!r}")
-        self._warned = False
-        self._layers: list[DropBlockNd] = []
+        self._present: list[sites.Site] = []
+        self._seen: dict[str, DropBlockNd] = {}
+        self._known_to_be_off: set[str] = set()
         self.steps = checks.whole_number("start_step", start_step, at_least=0)
         self._apply()
 
@@ -98,46 +99,55 @@ class KeepProbSchedule:
     @property
     def strength(self) -> float:
         """What part of its full strength each layer has now."""
-        return checks.probability("the strength that curve returned", self.curve(self.progress))
+        return _strength(self.curve, self.progress)
 
     def step(self) -> None:
         """Go on by one step of the optimizer.
 
         Warns:
-            UserWarning: at the first step, if the model is in training mode and some of its layers are not, as where
-                the batch norms that they follow were put into evaluation mode.
+            UserWarning: the model is in training mode and some of its layers are not, as where the batch norms that
+                they follow were put into evaluation mode; once for each layer.
         """
         self.steps += 1
         self._apply()
-        if not self._warned and self.model.training:
+        if self.model.training:
             self._warn_of_layers_that_are_off()
 
     def _apply(self) -> None:
-        layers = sites.layers(self.model)
-        if layers != self._layers:  # some are new or lost
-            sites.find(self.model)
-            self._layers = layers
-        if not layers:
+        present = sites.present(self.model)
+        if not present or present != self._present:
+            self._look_again()
+            self._present = present
+        strength = self.strength
+        for site in present:
+            site.layer.set_strength(strength)
+
+    def _look_again(self) -> None:
+        """Some layers are new, or lost: that a record knows of, or that this schedule has seen before."""
+        found = sites.find(self.model)
+        there = {id(site.layer) for site in found.values()}
+        gone = [name for name, layer in self._seen.items() if id(layer) not in there]
+        if gone:
+            raise sites.LostSitesError(gone)
+        if not found:
             raise ValueError(
                 f"{type(self.model).__name__} has no DropBlock layer to schedule; put some in first, with "
                 "insert_dropblock(model, where) or insert_dropblock_resnet(model)"
             )
-        strength = self.strength
-        for layer in layers:
-            layer.set_strength(strength)
+        self._seen = {name: site.layer for name, site in found.items()}
 
     def _warn_of_layers_that_are_off(self) -> None:
-        found = sites.find(self.model)
-        off = [name for name, site in found.items() if not site.training]
-        self._warned = True
-        if off:
+        off = {id(site.layer) for site in self._present if not site.training}
+        names = [name for name, layer in self._seen.items() if id(layer) in off] if off else []
+        if not self._known_to_be_off.issuperset(names):
             warnings.warn(
-                f"the model is in training mode, but {len(off)} of its {len(found)} DropBlock layers are not and drop "
-                f"nothing: {', '.join(off)}. An inserted layer drops while the module that it follows is in training "
-                "mode, or from its own train() to its own eval()",
+                f"the model is in training mode, but {len(names)} of its {len(self._seen)} DropBlock layers are not "
+                f"and drop nothing: {', '.join(names)}. An inserted layer drops while the module that it follows is in "
+                "training mode, or from its own train() to its own eval()",
                 UserWarning,
                 stacklevel=3,
             )
+        self._known_to_be_off = set(names)
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs: the steps taken, and each layer's own keep_prob by name."""
@@ -152,53 +162,64 @@ class KeepProbSchedule:
         """Go on where `state_dict` was taken, with its total steps and the keep_prob that its layers were made with.
 
         The names of layers may differ by what wrappers such as DistributedDataParallel and `torch.compile` put
-        into them. The curve stays the one given to this schedule.
+        into them, or by a prefix that all have. The curve stays the one given to this schedule.
 
         Raises:
             TypeError, ValueError: it is no state of a schedule, or one of a model with other layers; nothing is
                 changed then.
 
         Warns:
-            UserWarning: it is the state of a schedule with other total steps or another curve.
+            UserWarning: it is the state of a schedule with other total steps, another curve or other keep_prob.
         """
-        found = {sites.canonical(name): site for name, site in sites.find(self.model).items()}
-        steps, total_steps, curve, targets = _read(state_dict)
-        targets = _renamed(targets, list(found))
-        mine = self.state_dict()
-        for name, saved in (("total_steps", total_steps), ("curve", curve)):
-            if mine[name] != saved:
-                goes_on = saved if name == "total_steps" else mine[name]
+        steps, total_steps, curve, saved = _read(state_dict)
+        found, mine = sites.find(self.model), self.state_dict()
+        targets = _renamed(saved, list(found))
+        strength = _strength(self.curve, steps / total_steps)
+        for name, value in (("total_steps", total_steps), ("curve", curve), ("keep_prob", targets)):
+            if mine[name] != value:
+                goes_on = "its own" if name == "curve" else "that of the state"
                 warnings.warn(
-                    f"the schedule was built with {name}={mine[name]!r}, the state with {saved!r}; "
-                    f"it goes on with {goes_on!r}",
+                    f"the schedule was built with {name}={mine[name]!r}, the state with {value!r}; it goes on with "
+                    f"{goes_on}",
                     UserWarning,
                     stacklevel=2,
                 )
-        for name, site in found.items():
-            site.layer.keep_prob = targets[name]
+        for site_name, site in found.items():
+            site.layer.keep_prob = targets[site_name]
+            site.layer.set_strength(strength)
         self.steps, self.total_steps = steps, total_steps
-        self._apply()
+
+
+def _strength(curve: Curve, progress: float) -> float:
+    return checks.probability("the strength that curve returned", curve(min(progress, 1.0)))
 
 
 def _renamed(targets: dict[str, float], names: list[str]) -> dict[str, float]:
-    """The same targets under the names of this model, which may all have one prefix more, or one less."""
-    if targets.keys() != set(names):
-        shortest = min([*targets, *names], key=len)
-        for longer, shorter in ((names, list(targets)), (list(targets), names)):
-            prefixes = {
-                name.removesuffix(shortest) for name in longer if f".{name}".endswith(f".{shortest}" * bool(shortest))
-            }
-            for prefix in prefixes - {""}:
-                if {prefix + name for name in shorter} == set(longer):
-                    return {
-                        name: targets[name.removeprefix(prefix) if longer is names else prefix + name] for name in names
-                    }
-        only = [sorted(a - b) for a, b in ((set(names), targets.keys()), (targets.keys(), set(names)))]
-        raise ValueError(
-            "the state is of a model with other DropBlock layers: "
-            f"only in the model: {', '.join(only[0]) or 'none'}; only in the state: {', '.join(only[1]) or 'none'}"
-        )
-    return targets
+    """The same targets under the names of this model, which may have what wrappers put in, or another prefix."""
+    if targets.keys() == set(names):
+        return targets
+    for parts in (_without_wrappers, _without_prefix):
+        mine, theirs = parts(names), parts(list(targets))
+        if mine.keys() == theirs.keys() and len(mine) == len(names) and len(theirs) == len(targets):
+            return {name: targets[theirs[part]] for part, name in mine.items()}
+    only = [sorted(a - b) for a, b in ((set(names), targets.keys()), (targets.keys(), set(names)))]
+    raise ValueError(
+        "the state is of a model with other DropBlock layers: "
+        f"only in the model: {', '.join(only[0]) or 'none'}; only in the state: {', '.join(only[1]) or 'none'}"
+    )
+
+
+def _without_wrappers(names: list[str]) -> dict[str, str]:
+    return {sites.canonical(name): name for name in names}
+
+
+def _without_prefix(names: list[str]) -> dict[str, str]:
+    """What is left of names, by which no two are alike, when the parts are taken off with which all begin."""
+    parts = {tuple(sites.canonical(name).split(".")): name for name in names}
+    common = 0
+    while all(len(part) > common + 1 for part in parts) and len({part[common] for part in parts}) == 1:
+        common += 1
+    return {".".join(part[common:]): name for part, name in parts.items()}
 
 
 def _known(curve: str) -> str:
@@ -209,11 +230,8 @@ def _known(curve: str) -> str:
 
 def _read(state: object) -> tuple[int, int, str, dict[str, float]]:
     wanted = ("steps", "total_steps", "curve", "keep_prob")
-    if not isinstance(state, dict) or any(name not in state for name in wanted):
+    if not isinstance(state, dict) or any(name not in state for name in wanted) or type(state["keep_prob"]) is not dict:
         raise TypeError(f"state_dict must be what KeepProbSchedule.state_dict() returned, got {state!r}")
-    targets = {
-        sites.canonical(name): checks.probability(f"keep_prob of {name!r}", value)
-        for name, value in state["keep_prob"].items()
-    }
+    targets = {name: checks.probability(f"keep_prob of {name!r}", value) for name, value in state["keep_prob"].items()}
     steps = checks.whole_number("steps", state["steps"], at_least=0)
     return steps, checks.whole_number("total_steps", state["total_steps"], at_least=1), str(state["curve"]), targets

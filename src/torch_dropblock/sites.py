@@ -4,20 +4,21 @@
 
 A layer is attached to a module by a forward hook, outside the tree of modules. So no name and no key of a state_dict
 changes, a `Sequential` gets no member that it would run, and the hook is copied, pickled and wrapped with its module.
-What a hook cannot survive is that its module is replaced. So the parent of that module has a record of it, which `find`
-compares with what is there: a site that was lost is an error, never silence.
+What a hook cannot survive is that its module is replaced. So every module above has a record of the hooks below it,
+which `find` compares with what is there: a site that was lost is an error, never silence.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torch.utils.hooks import RemovableHandle
 
+from . import checks
 from .modules import DropBlockNd, call_in_trace
 
 RECORD = "_dropblock_sites"
@@ -55,20 +56,40 @@ class Hook:
         self.name = name
         self.layer = layer.eval()
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def register(self, module: nn.Module) -> None:
+        self.key = module.register_forward_hook(self).id
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Keep hooks that are registered from now on from taking the key, which another process may have given."""
+        self.__dict__.update(state)
+        RemovableHandle.next_id = max(RemovableHandle.next_id, self.key + 1)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         layer = self.layer
         if isinstance(output, Proxy):
             return self._trace(module, output)
+        training = module.training or layer.training
         # A batch is asked for: tokens of shape (N, tokens, features) could be taken for an unbatched map.
         if not isinstance(output, Tensor) or output.dim() != layer.dims + 2:
-            shape = ("(N, C, L)", "(N, C, H, W)", "(N, C, D, H, W)")[layer.dims - 1]
-            got = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            error = ValueError if isinstance(output, Tensor) else TypeError
-            raise error(
-                f"{type(layer).__name__} was inserted after module {self.name!r}, which must return a feature map of "
-                f"shape {shape}; it returned {got}"
-            )
-        return layer.drop(output, module.training or layer.training)
+            raise self._no_feature_map(output)
+        if not training:
+            return output
+        if output.dtype not in checks.DTYPES:
+            raise self._no_feature_map(output)
+        # what a module only passes on belongs to others too
+        inplace = layer.inplace and all(output is not argument for argument in args)
+        return layer.drop(output, training, inplace)
+
+    def _no_feature_map(self, output: Any) -> Exception:
+        layer = self.layer
+        shape = ("(N, C, L)", "(N, C, H, W)", "(N, C, D, H, W)")[layer.dims - 1]
+        is_tensor = isinstance(output, Tensor)
+        got = f"a tensor of shape {tuple(output.shape)} and {output.dtype}" if is_tensor else type(output).__name__
+        what = f"module {self.name!r}" if self.name else "the model itself"
+        return (ValueError if is_tensor else TypeError)(
+            f"{type(layer).__name__} was inserted after {what}, which must return a floating-point feature map of "
+            f"shape {shape}; it returned {got}"
+        )
 
     def _trace(self, module: nn.Module, output: Proxy) -> Any:
         """`torch.fx` takes apart a module that is no leaf; what acts on its output becomes a module of the trace.
@@ -83,8 +104,7 @@ class IdentityShortcut(nn.Identity):
     """A place for a layer on a shortcut that has no module; whoever removes the layer puts None back."""
 
 
-@dataclass(frozen=True)
-class Site:
+class Site(NamedTuple):
     """A layer of a model, and the module on whose output it acts, which is the layer itself if the model calls it."""
 
     layer: DropBlockNd
@@ -96,14 +116,14 @@ class Site:
         return self.module.training or self.layer.training
 
 
-def layers(model: nn.Module) -> list[DropBlockNd]:
-    """The layers that `find` finds, in a fraction of its time."""
+def present(model: nn.Module) -> list[Site]:
+    """Every DropBlock layer of a model, inserted or not: without names, and a hundred times faster than `find`."""
     found, modules = [], [model]
     for module in modules:
         if isinstance(module, DropBlockNd):
-            found.append(module)
+            found.append(Site(module, module))
         if module._forward_hooks:
-            found += [hook.layer for _, hook in hooks_of(module)]
+            found += [Site(hook.layer, module) for hook in hooks_of(module)]
         modules += filter(None, module._modules.values())
     return found
 
@@ -117,29 +137,30 @@ def find(model: nn.Module) -> dict[str, Site]:
     names = lost(model)
     if names:
         raise LostSitesError(names)
-    return dict(present(model))
-
-
-def present(model: nn.Module) -> Iterator[tuple[str, Site]]:
+    found = {}
     for name, module in model.named_modules():
         if isinstance(module, DropBlockNd):
-            yield name, Site(module, module)
-        for _, hook in hooks_of(module):
-            yield name, Site(hook.layer, module)
+            found[name] = Site(module, module)
+        for hook in hooks_of(module):
+            found[name] = Site(hook.layer, module)
+    return found
 
 
-def hooks_of(module: nn.Module) -> list[tuple[int, Hook]]:
-    return [(key, hook) for key, hook in module._forward_hooks.items() if isinstance(hook, Hook)]
+def hooks_of(module: nn.Module) -> list[Hook]:
+    return [hook for hook in module._forward_hooks.values() if isinstance(hook, Hook)]
 
 
 def lost(model: nn.Module) -> list[str]:
     """The names of inserted layers that are no longer there."""
-    names = []
-    for parent_name, parent in model.named_modules():
-        for name, module in parent.__dict__.get(RECORD, ()):
-            if not hooks_of(module) or all(module is not there for there in parent.modules()):
-                names.append(f"{parent_name}.{name}".removeprefix("."))
-    return names
+    names: dict[int, str] = {}
+    for above, module in model.named_modules():
+        record = module.__dict__.get(RECORD)
+        if record:
+            there = {id(hook) for part in module.modules() for hook in hooks_of(part)}
+            for name, hook in record.items():
+                if id(hook) not in there:
+                    names.setdefault(id(hook), ".".join(filter(None, (above, name))))
+    return list(names.values())
 
 
 def canonical(name: str) -> str:
@@ -153,12 +174,13 @@ def attach(model: nn.Module, layers: Mapping[str, DropBlockNd]) -> None:
     for name, module in modules.items():
         refuse_as_site(name, module)
     for name, module in modules.items():
-        module.register_forward_hook(Hook(name, layers[name]))
-        if name:
-            parent_name, _, own_name = name.rpartition(".")
-            parent = model.get_submodule(parent_name)
-            record = (*parent.__dict__.get(RECORD, ()), (own_name, module))
-            object.__setattr__(parent, RECORD, record)
+        hook = Hook(name, layers[name])
+        hook.register(module)
+        parts = name.split(".") if name else []
+        for i in range(len(parts)):
+            above = model.get_submodule(".".join(parts[:i]))
+            record = above.__dict__.get(RECORD, {}) | {".".join(parts[i:]): hook}
+            object.__setattr__(above, RECORD, record)
 
 
 def refuse_as_site(name: str, module: nn.Module) -> None:
@@ -167,8 +189,12 @@ def refuse_as_site(name: str, module: nn.Module) -> None:
         raise ValueError(f"{what} has an inserted DropBlock layer already; remove_dropblock(model) removes them all")
     if isinstance(module, DropBlockNd):
         raise ValueError(f"{what} is a DropBlock layer itself")  # noqa: TRY004 - it is a module
-    if type(module).forward is nn.Module.forward:
+    if not has_forward(module):
         raise ValueError(f"{what} has no forward to act on, so the layer would never run; name its members instead")
+
+
+def has_forward(module: nn.Module) -> bool:
+    return type(module).forward is not nn.Module.forward
 
 
 def refuse_wrapped(model: object, what: str) -> nn.Module:
@@ -180,8 +206,13 @@ def refuse_wrapped(model: object, what: str) -> nn.Module:
         raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
     for name, module in model.named_modules():
         kinds = {kind.__name__ for kind in type(module).__mro__} & NOT_TO_BE_CHANGED.keys()
-        by = NOT_TO_BE_CHANGED[min(kinds)] if kinds else "torch.compile" if module._compiled_call_impl else None
+        by = NOT_TO_BE_CHANGED[min(kinds)] if kinds else "torch.compile" if is_compiled(module) else None
         if by:
             where = f"its module {name!r}" if name else "it"
             raise ValueError(f"the model cannot be changed, since {by} has wrapped {where}; {what} before wrapping")
     return model
+
+
+def is_compiled(module: nn.Module) -> bool:
+    forward = vars(module).get("forward")
+    return bool(module._compiled_call_impl) or hasattr(module, "_orig_mod") or hasattr(forward, "get_compiler_config")

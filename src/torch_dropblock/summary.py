@@ -101,16 +101,19 @@ class Summary:
         return f"<table><thead>{line('th', COLUMNS)}</thead><tbody>{body}</tbody></table>{notes}"
 
 
-def dropblock_summary(model: nn.Module, input_size: Sequence[int] | Sequence[Sequence[int]]) -> Summary:
+def dropblock_summary(
+    model: nn.Module, input_size: Sequence[int] | Sequence[Sequence[int]] | Tensor | Sequence[Tensor]
+) -> Summary:
     """Say of every DropBlock layer of a model whether it drops now, and how much.
 
-    The model is run once on zeros, in evaluation mode and without gradients: what it has learned, its modes and the
+    The model is run once, on zeros, in evaluation mode and without gradients: what it has learned, its modes and the
     state of randomness stay as they are. What the table shows is how it would drop in the mode in which it was.
 
     Args:
         model: a network with DropBlock layers, inserted or its own; it may be wrapped or compiled. Every rank has to
             call it for a model that is sharded.
-        input_size: shape of the model's input with its batch, such as (1, 3, 224, 224); several for several inputs.
+        input_size: shape of the model's input with its batch, such as (1, 3, 224, 224); several for several inputs;
+            or the input itself, for a model that does not take floating-point numbers.
 
     Returns:
         A table to print; a notebook shows it as HTML. A row for each layer and each size of its feature map: the
@@ -134,7 +137,7 @@ def dropblock_summary(model: nn.Module, input_size: Sequence[int] | Sequence[Seq
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
-    shapes = _shapes(input_size)
+    inputs = _inputs(model, input_size)
     found = sites.find(model)
     if not found:
         raise ValueError(
@@ -143,21 +146,28 @@ def dropblock_summary(model: nn.Module, input_size: Sequence[int] | Sequence[Seq
     sizes: dict[str, list[Size]] = {name: [] for name in found}
     with _recorded(found, sizes), _in_evaluation(model):
         try:
-            _run(model, shapes)
+            _run(model, inputs)
         except Exception as error:
-            raise ValueError(
-                f"the model does not run on zeros of shape {' and '.join(map(str, shapes))} (batch first): {error}"
-            ) from error
+            shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
+            raise ValueError(f"the model does not run on an input of shape {shapes} (batch first): {error}") from error
     return Summary(
         tuple(Row.of(name, site, size) for name, site in found.items() for size in dict.fromkeys(sizes[name]) or [None])
     )
 
 
-def _shapes(input_size: object) -> list[Size]:
+def _inputs(model: nn.Module, input_size: object) -> list[Tensor]:
+    if isinstance(input_size, Tensor):
+        return [input_size]
     if not isinstance(input_size, Sequence) or isinstance(input_size, str) or not input_size:
         raise TypeError(f"input_size must be the shape of an input, such as (1, 3, 224, 224), got {input_size!r}")
-    several = input_size if all(isinstance(shape, Sequence) for shape in input_size) else [input_size]
-    return [checks.positive_ints("input_size", shape, len(shape)) for shape in several]
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    several = input_size if all(isinstance(shape, Sequence | Tensor) for shape in input_size) else [input_size]
+    return [
+        shape
+        if isinstance(shape, Tensor)
+        else torch.zeros(checks.positive_ints("input_size", shape, len(shape)), dtype=like.dtype, device=like.device)
+        for shape in several
+    ]
 
 
 @contextmanager
@@ -176,7 +186,7 @@ def _recorded(found: dict[str, sites.Site], sizes: dict[str, list[Size]]) -> Ite
 
 @contextmanager
 def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    modules = [*model.modules(), *sites.layers(model)]
+    modules = [*model.modules(), *(site.layer for site in sites.present(model))]
     modes = [module.training for module in modules]
     try:
         for module in modules:
@@ -187,13 +197,13 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _run(model: nn.Module, shapes: list[Size]) -> None:
+def _run(model: nn.Module, inputs: list[Tensor]) -> None:
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module  # it would wait for the other ranks
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    inputs = [torch.zeros(shape, dtype=like.dtype, device=like.device) for shape in shapes]
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        if any(module._compiled_call_impl or hasattr(module, "_orig_mod") for module in model.modules()):
+    device = inputs[0].device
+    own = [device] if device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices=own):
+        if any(map(sites.is_compiled, model.modules())):
             # compiled code does not look for hooks again
             with torch.compiler.set_stance("force_eager"):
                 model(*inputs)
@@ -212,6 +222,6 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
     if not all(row.training for row in rows):
         yield "mode: a layer drops in train alone; an inserted one is in train while the module that it follows is."
     if any(row.size is None for row in rows):
-        yield "ran: the forward pass did not call that module, so the layer after it does nothing."
+        yield "ran: evaluation does not call that module; if training does not either, its layer does nothing."
     if any(row.is_clamped for row in rows):
         yield "*: the block is clamped to the map, where it is larger."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,9 @@ def mc_dropblock(model: nn.Module) -> Iterator[nn.Module]:
         ValueError: it has no DropBlock layer.
         RuntimeError: layers that were inserted are no longer there.
 
+    Warns:
+        UserWarning: every layer has keep_prob 1.
+
     Source: Gal and Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016, with blocks for units.
 
     >>> import torch
@@ -41,6 +45,13 @@ def mc_dropblock(model: nn.Module) -> Iterator[nn.Module]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
     layers = [site.layer for site in sites.find(model).values()]
+    if layers and all(layer.keep_prob == 1.0 for layer in layers):
+        warnings.warn(
+            "keep_prob of every DropBlock layer is 1, as where a schedule has not begun: nothing will be dropped, and "
+            "every pass will give the same",
+            UserWarning,
+            stacklevel=3,  # past the decorator's frame
+        )
     if not layers:
         raise ValueError(
             f"{type(model).__name__} has no DropBlock layer; put some in with insert_dropblock(model, where)"
