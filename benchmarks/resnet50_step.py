@@ -9,13 +9,14 @@ autocast with channels last. The networks take turns, each round from another on
 rounds of the difference from the plain network within a round, as a share of the plain network's step.
 
 The sites are those of the official code in groups 3 and 4: after the batch norm of every convolution and on every
-shortcut, with the strength of group 3 a quarter of that of group 4.
+shortcut, with the strength of group 3 a quarter of that of group 4. Ours are inserted by `insert_dropblock_resnet`.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import statistics
 from collections.abc import Callable
@@ -26,8 +27,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet50  # type: ignore[import-untyped]
 from torchvision.ops import DropBlock2d as TorchvisionDropBlock  # type: ignore[import-untyped]
 
-from torch_dropblock import DropBlock2d
-from torch_dropblock.bench import machine, spread, take_turns
+from torch_dropblock import insert_dropblock_resnet, native
+from torch_dropblock.bench import OURS, PRODUCT, PYTHON, machine, spread, take_turns
 
 PLAIN = "no layer"
 BLOCK_SIZE, KEEP_PROB = 7, 0.9
@@ -38,25 +39,37 @@ class Product(nn.Module):
         return input * 1.1
 
 
-LAYERS: dict[str, Callable[[float], nn.Module]] = {
-    "x * c": lambda _: Product(),
-    "torch-dropblock": lambda keep_prob: DropBlock2d(BLOCK_SIZE, keep_prob=keep_prob),
+# what makes a network of the plain one
+Change = Callable[[nn.Module], object]
+PEERS: dict[str, Callable[[float], nn.Module]] = {
+    PRODUCT: lambda _: Product(),
     "torchvision": lambda keep_prob: TorchvisionDropBlock(1 - keep_prob, BLOCK_SIZE),
     "nn.Dropout": lambda keep_prob: nn.Dropout(1 - keep_prob),
 }
 
 
-def with_layers(network: nn.Module, make: Callable[[float], nn.Module]) -> int:
-    """Put a layer at each site of groups 3 and 4 of a ResNet of torchvision; how many."""
-    sites = 0
+def changes(compiled: bool, device: str) -> dict[str, Change]:
+    """Every network that takes part, by name."""
+
+    def ours(inplace: bool = False) -> Change:
+        return lambda network: insert_dropblock_resnet(
+            network, keep_prob=KEEP_PROB, block_size=BLOCK_SIZE, inplace=inplace
+        )
+
+    all_of_them: dict[str, Change] = {PLAIN: lambda network: None, OURS: ours(), f"{OURS}, inplace=True": ours(True)}
+    if native.LIBRARY is not None and device == "cpu" and not compiled:
+        all_of_them[PYTHON] = ours()
+    return all_of_them | {name: functools.partial(put_layers, make) for name, make in PEERS.items()}
+
+
+def put_layers(make: Callable[[float], nn.Module], network: nn.Module) -> None:
+    """Put a layer at each site of groups 3 and 4 of a ResNet of torchvision."""
     for group, blocks in ((3, network.layer3), (4, network.layer4)):
         keep_prob = 1 - (1 - KEEP_PROB) / 4 ** (4 - group)
         for block in blocks:  # type: ignore[union-attr]
             for name in ("bn1", "bn2", "bn3", "downsample"):
                 before = getattr(block, name) or nn.Identity()  # an identity shortcut has no module of its own
                 setattr(block, name, nn.Sequential(before, make(keep_prob)))
-                sites += 1
-    return sites
 
 
 def training_step(
@@ -83,12 +96,13 @@ def measure(batch: int, side: int, rounds: int, device: str, bfloat16: bool, com
     images = torch.randn(batch, 3, side, side, device=device)
     labels = torch.randint(1000, (batch,), device=device)
     plain = resnet50(weights=None)
-    steps = {PLAIN: training_step(copy.deepcopy(plain), images, labels, bfloat16, compiled)}
-    for name, make in LAYERS.items():
+    steps = {}
+    for name, change in changes(compiled, device).items():
         network = copy.deepcopy(plain)
-        sites = with_layers(network, make)
-        assert sites == 36, sites
+        change(network)
         steps[name] = training_step(network, images, labels, bfloat16, compiled)
+    if PYTHON in steps:
+        steps[PYTHON] = native.left_out()(steps[PYTHON])
     times = take_turns(steps, rounds, device)
     about = {
         "batch": batch,

@@ -34,7 +34,7 @@ def cell(values: Sequence[float], form: str) -> str:
 
 
 def machine(row: Row) -> str:
-    names = ("processor", "threads", "python", "torch", "torchvision", "timm")
+    names = ("processor", "threads", "python", "torch", "torchvision", "timm", "native")
     return ", ".join(f"{name} {row[name]}" for name in names if name in row)
 
 

@@ -15,6 +15,7 @@ LAYERS = [
     {"checks", "rng", "integrations.__init__"},
     {"geometry"},
     {"reference", "sparse"},
+    {"native"},
     {"autograd", "compiled"},
     {"functional"},
     {"modules"},

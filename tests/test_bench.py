@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from torch_dropblock import DropBlock2d, bench
-from torch_dropblock.bench import OURS, PRODUCT, Case
+from torch_dropblock import DropBlock2d, bench, native
+from torch_dropblock.bench import OURS, PRODUCT, PYTHON, Case
 
 SMALL = Case((4, 8, 14, 14))
 
@@ -28,7 +28,20 @@ def test_rows_of_a_case():
 
 @pytest.mark.parametrize("shape", [(4, 8, 50), (2, 3, 6, 7, 8)])
 def test_maps_of_other_dimensions_have_ours_and_dropout(shape):
-    assert list(bench.contenders(Case(shape))) == [PRODUCT, OURS, "nn.Dropout"]
+    python = [] if native.LIBRARY is None else [PYTHON]
+    assert list(bench.contenders(Case(shape))) == [PRODUCT, OURS, *python, "nn.Dropout"]
+    assert PYTHON not in bench.contenders(Case(shape, mode="compiled"))
+
+
+@pytest.mark.skipif(native.LIBRARY is None, reason="the native library was not built")
+def test_pure_python_is_measured_without_the_library(monkeypatch):
+    served = []
+    plan = native.plan
+    monkeypatch.setattr(native, "plan", lambda *arguments: served.append(plan(*arguments)) or served[-1])
+    bench.measure(SMALL, rounds=1)
+    assert None in served
+    assert any(served)
+    assert native.LIBRARY is not None
 
 
 def test_contenders_do_the_same_job():

@@ -15,6 +15,7 @@ def test_bench(tmp_path, saved):
     code, out, _ = call("bench", "-s", "4x8x14x14", "-s", "4x8x50", *options)
     assert code == 0
     assert max(len(line) for line in out.splitlines()[:-2]) <= 80
+    assert "…" not in out
     assert out.splitlines()[-2:] == [str(rows), str(plot)]
     measured = json.loads(rows.read_text())
     assert {(tuple(row["shape"]), row["dtype"]) for row in measured} == {

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torch_dropblock import reference, sparse
-from torch_dropblock.autograd import ApplyBlocks, Scale
+from torch_dropblock.autograd import ApplyBlocks, Mask
 from torch_dropblock.geometry import clamp
 from torch_dropblock.sparse import Blocks
 
@@ -54,7 +54,7 @@ def test_forward_and_backward(case):
     expected = oracle(input, blocks, sparse.draw_seeds(rng_seed, blocks))
 
     x = input.detach().requires_grad_()
-    output = ApplyBlocks.apply(x, rng_seed, blocks, Scale(), False)
+    output = ApplyBlocks.apply(x, rng_seed, blocks, Mask(), False)
     assert torch.equal(output, expected)
     assert output.stride() == torch.empty_like(input).stride()
 
@@ -82,6 +82,6 @@ def test_inplace_leaves_the_memory_around_it_alone(case):
     touched = torch.zeros_like(memory, dtype=torch.bool)
     touched.as_strided(input.shape, input.stride(), input.storage_offset()).fill_(True)
 
-    assert ApplyBlocks.apply(input, rng_seed, blocks, Scale(), True) is input
+    assert ApplyBlocks.apply(input, rng_seed, blocks, Mask(), True) is input
     assert torch.equal(input, expected)
     assert torch.equal(memory[~touched], before[~touched])

@@ -100,7 +100,7 @@ def test_drawing_a_fixed_number_gives_the_same_seeds_and_a_surplus(gamma):
 @pytest.mark.parametrize("expected", [0.0, 1e-3, 0.1, 1.0, 30.0, 1e4])
 def test_a_fixed_number_is_enough(expected):
     """Fewer gaps than seeds are needed with a probability below 1e-14, by Poisson's own tail."""
-    enough = sparse._enough(expected)
+    enough = sparse.enough(expected)
     tail = torch.special.gammainc(
         torch.tensor(enough, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64)
     )

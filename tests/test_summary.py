@@ -17,6 +17,12 @@ from torch_dropblock import (
     seed_probability,
 )
 
+# torch's own compiler uses things that torch deprecates
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch.*"),
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning:torch.*"),
+]
+
 
 class Network(nn.Module):
     def __init__(self):

@@ -6,6 +6,12 @@ from torch import nn
 
 from torch_dropblock import DropBlock2d, KeepProbSchedule, insert_dropblock, mc_dropblock
 
+# torch's own compiler uses things that torch deprecates
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch.*"),
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning:torch.*"),
+]
+
 
 def network():
     model = nn.Sequential(

@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import __version__
+from . import __version__, native
 from .modules import DropBlock1d, DropBlock2d, DropBlock3d
 
 OURS, PRODUCT = "torch-dropblock", "x * c"
+# our layer where its native library was not built
+PYTHON = "pure Python"
 SHAPES = ((32, 256, 28, 28), (32, 64, 56, 56), (32, 1024, 14, 14), (64, 512, 7, 7), (8, 64, 112, 112))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 LAYOUTS = ("contiguous", "channels_last")
@@ -87,8 +89,10 @@ def contenders(case: Case) -> dict[str, Callable[[Tensor], Tensor]]:
     found: dict[str, Callable[[Tensor], Tensor]] = {
         PRODUCT: lambda x: x * 1.1,
         OURS: layer(case.block_size, keep_prob=case.keep_prob),
-        "nn.Dropout": nn.Dropout(drop_prob),
     }
+    if native.LIBRARY is not None and case.mode == "eager" and torch.device(case.device).type == "cpu":
+        found[PYTHON] = layer(case.block_size, keep_prob=case.keep_prob)
+    found["nn.Dropout"] = nn.Dropout(drop_prob)
     if dims == 2 and find_spec("torchvision") and case.block_size % 2:  # torchvision refuses even blocks
         from torchvision.ops import DropBlock2d as TorchvisionDropBlock  # type: ignore[import-untyped]
 
@@ -110,6 +114,8 @@ def measure(case: Case, rounds: int) -> list[Row]:
         functions = {name: torch.compile(function) for name, function in functions.items()}
     saved = {name: saved_bytes(function, x) / x.numel() for name, function in functions.items()}
     steps = {name: _step(function, x, gradient) for name, function in functions.items()}
+    if PYTHON in steps:
+        steps[PYTHON] = native.left_out()(steps[PYTHON])
     times = take_turns(steps, rounds, case.device)
     ratios = ratios_to(PRODUCT, times)
     return [
@@ -210,7 +216,13 @@ def machine(device: str) -> dict[str, Any]:
     peers = {name: metadata.version(name) for name in ("torchvision", "timm") if find_spec(name)}
     versions = {"torch-dropblock": __version__, "torch": str(torch.__version__), **peers}
     name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else processor()
-    return {"processor": name, "threads": torch.get_num_threads(), "python": platform.python_version(), **versions}
+    return {
+        "processor": name,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **versions,
+        "native": "no" if native.LIBRARY is None else "yes",
+    }
 
 
 def processor() -> str:

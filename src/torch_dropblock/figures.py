@@ -147,10 +147,13 @@ def draw_middle_row(axes: Axes, exact: Tensor, paper: Tensor, keep_prob: float) 
     return axes
 
 
+POINTS = (ACCENT, "#e8927c", INK, "#6b8fb5", "#c9a227")
+
+
 def draw_ratios(axes: Axes, ratios: dict[str, list[float]], cases: Sequence[str]) -> Axes:
     """What each contender costs, as a multiple of the product, case by case: one row of points a case."""
     rows = range(len(cases))
-    for (name, values), color in zip(ratios.items(), (ACCENT, INK, "#6b8fb5", "#c9a227", MUTED), strict=False):
+    for (name, values), color in zip(ratios.items(), POINTS, strict=False):
         axes.scatter(values, rows, color=color, s=36, label=name, zorder=3)
     axes.axvline(1, color=MUTED, linewidth=1)
     finite = [value for values in ratios.values() for value in values if math.isfinite(value)]
@@ -163,7 +166,15 @@ def draw_ratios(axes: Axes, ratios: dict[str, list[float]], cases: Sequence[str]
     axes.grid(axis="x", color="#e3e7ec", linewidth=0.8)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(ratios), borderaxespad=0)
+    axes.legend(
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=len(ratios),
+        borderaxespad=0,
+        columnspacing=1.0,
+        handletextpad=0.2,
+    )
     return axes
 
 

@@ -49,6 +49,7 @@ class Blocks:
     shared: tuple[int, ...] = ()
 
     @classmethod
+    @lru_cache(maxsize=1024)
     def of(cls, lead: Size, size: Size, block_size: Size, keep_prob: float, rate: Rate, share_channels: bool) -> Blocks:
         """What the arguments of a layer come to for an input of this shape."""
         block = clamp(size, block_size)
@@ -97,7 +98,7 @@ def draw_seeds(rng_seed: Tensor, blocks: Blocks) -> Tensor:
 def _seeds_up_to_the_last(rng_seed: Tensor, blocks: Blocks) -> Iterator[Tensor]:
     stream, last = Stream(rng_seed), -1
     while last < blocks.positions - 1:
-        count = min(_enough(blocks.gamma * (blocks.positions - 1 - last)), DRAWN_AT_ONCE)
+        count = min(enough(blocks.gamma * (blocks.positions - 1 - last)), DRAWN_AT_ONCE)
         seeds = _gaps(stream, count, blocks).cumsum(0).add_(last)
         inside = int(torch.searchsorted(seeds, blocks.positions))
         yield seeds[:inside]
@@ -106,11 +107,11 @@ def _seeds_up_to_the_last(rng_seed: Tensor, blocks: Blocks) -> Iterator[Tensor]:
 
 def draw_fixed_number(rng_seed: Tensor, blocks: Blocks) -> Tensor:
     """`draw_seeds` without a value that the host must wait for."""
-    gaps = _gaps(Stream(rng_seed), _enough(blocks.gamma * blocks.positions), blocks)
+    gaps = _gaps(Stream(rng_seed), enough(blocks.gamma * blocks.positions), blocks)
     return gaps.cumsum(0).sub_(1).clamp_(max=blocks.positions)
 
 
-def _enough(expected: float) -> int:
+def enough(expected: float) -> int:
     return math.ceil(expected + 8 * math.sqrt(expected) + 16)
 
 
