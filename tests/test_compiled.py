@@ -14,7 +14,7 @@ from torch._inductor.utils import run_fw_bw_and_get_code
 from torch.utils.checkpoint import checkpoint
 
 from torch_dropblock import DropBlock, DropBlock1d, DropBlock2d, DropBlock3d, compiled, drop_block2d, geometry, sparse
-from torch_dropblock.autograd import ApplyBlocks, Mask
+from torch_dropblock.autograd import ApplyBlocks, Scale
 from torch_dropblock.sparse import Blocks
 
 # torch's own compiler uses things that torch deprecates
@@ -136,7 +136,7 @@ def test_the_same_rng_seed_gives_the_values_and_gradients_of_eager_mode(dtype, m
     function = compile(lambda x: compiled._Apply.apply(x, rng_seed, keep_prob, (5, 3), "exact", share_channels))
     one, other = (torch.randn(shape).to(dtype).to(memory_format=memory_format) for _ in range(2))
     x, again = one.clone().requires_grad_(), one.clone().requires_grad_()
-    y, expected = function(x), ApplyBlocks.apply(again, rng_seed, blocks, Mask(), False)
+    y, expected = function(x), ApplyBlocks.apply(again, rng_seed, blocks, Scale(), False)
     assert torch.equal(y, expected)
     assert y.stride() == expected.stride()
     y.backward(other)

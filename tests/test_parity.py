@@ -1,11 +1,13 @@
 """The sparse path gives what the oracle gives for the same seeds, bit for bit, for any shape, stride and dtype."""
 
+from contextlib import nullcontext
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torch_dropblock import reference, sparse
-from torch_dropblock.autograd import ApplyBlocks, Mask
+from torch_dropblock import native, reference, sparse
+from torch_dropblock.autograd import ApplyBlocks, Scale
 from torch_dropblock.geometry import clamp
 from torch_dropblock.sparse import Blocks
 
@@ -39,6 +41,10 @@ def cases(draw):
     return input, Blocks(lead, size, block, gamma, tuple(sorted(shared))), draw(st.integers(-(2**63), 2**63 - 1))
 
 
+# the native library where it was built, and plain PyTorch
+PATHS = (nullcontext, native.left_out)
+
+
 def oracle(input, blocks, seeds):
     """Through dense seeds and `reference`, with the leading dimensions made the oracle's two."""
     dense = torch.zeros(blocks.positions, dtype=torch.bool).index_fill(0, seeds, True)
@@ -53,14 +59,15 @@ def test_forward_and_backward(case):
     rng_seed = torch.tensor(number)
     expected = oracle(input, blocks, sparse.draw_seeds(rng_seed, blocks))
 
-    x = input.detach().requires_grad_()
-    output = ApplyBlocks.apply(x, rng_seed, blocks, Mask(), False)
-    assert torch.equal(output, expected)
-    assert output.stride() == torch.empty_like(input).stride()
-
     gradient = torch.randn(input.shape).to(input.dtype)
-    output.backward(gradient)
-    assert torch.equal(x.grad, oracle(gradient, blocks, sparse.draw_seeds(rng_seed, blocks)))
+    for path in PATHS:
+        with path():
+            x = input.detach().requires_grad_()
+            output = ApplyBlocks.apply(x, rng_seed, blocks, Scale(), False)
+            output.backward(gradient)
+        assert torch.equal(output, expected)
+        assert output.stride() == torch.empty_like(input).stride()
+        assert torch.equal(x.grad, oracle(gradient, blocks, sparse.draw_seeds(rng_seed, blocks)))
 
     masked = torch.empty_like(input)
     draw = sparse.draw_fixed_number if 0 < blocks.gamma < 1 else sparse.draw_seeds
@@ -82,6 +89,9 @@ def test_inplace_leaves_the_memory_around_it_alone(case):
     touched = torch.zeros_like(memory, dtype=torch.bool)
     touched.as_strided(input.shape, input.stride(), input.storage_offset()).fill_(True)
 
-    assert ApplyBlocks.apply(input, rng_seed, blocks, Mask(), True) is input
-    assert torch.equal(input, expected)
-    assert torch.equal(memory[~touched], before[~touched])
+    for path in PATHS:
+        memory.copy_(before)
+        with path():
+            assert ApplyBlocks.apply(input, rng_seed, blocks, Scale(), True) is input
+        assert torch.equal(input, expected)
+        assert torch.equal(memory[~touched], before[~touched])

@@ -1,7 +1,6 @@
 """The layer as one differentiable operation, linear in its input: all of its derivatives are itself.
 
-What is saved for the backward pass is the RNG seed, from which the same seeds are drawn again, or the seeds themselves
-where `native` keeps them.
+What is saved for the backward pass is the RNG seed; the same seeds are drawn from it again.
 """
 
 from __future__ import annotations
@@ -18,61 +17,55 @@ from .sparse import Blocks
 
 
 @dataclass
-class Mask:
-    """What is known of one mask once it was used: its normalisation and, if they are kept, its seeds."""
+class Scale:
+    """The normalisation of one mask, counted when the mask is first used."""
 
-    scale: float | Tensor | None = None
-    seeds: Tensor | None = None
+    value: float | Tensor | None = None
 
 
-def drop(input: Tensor, rng_seed: Tensor, blocks: Blocks, mask: Mask, inplace: bool = False) -> Tensor:
-    """The operation on numbers; what it learns of the mask it notes."""
+def drop(input: Tensor, rng_seed: Tensor, blocks: Blocks, scale: Scale, inplace: bool = False) -> Tensor:
+    """The operation on numbers."""
     # Allocated before anything small, which would take part of the memory that the last output gave back: a third
     # fewer page faults for outputs of 25 MB, no difference for 13 MB.
     output = input if inplace else torch.empty_like(input)
     plan = native.plan(input, output, blocks)
-    if plan is None or isinstance(mask.scale, Tensor):
+    if plan is None or isinstance(scale.value, Tensor):
         seeds = sparse.draw_seeds(rng_seed, blocks)
-        mask.scale = sparse.apply_blocks(input, output, seeds, blocks, mask.scale)
+        scale.value = sparse.apply_blocks(input, output, seeds, blocks, scale.value)
     else:
-        seeds = plan.draw_seeds(rng_seed) if mask.seeds is None else mask.seeds
-        mask.scale = plan.apply_blocks(input, output, seeds, mask.scale)
-        mask.seeds = seeds if plan.keeps_seeds else None
+        scale.value = plan.apply_blocks(input, output, plan.draw_seeds(rng_seed), scale.value)
     return output
 
 
 class ApplyBlocks(torch.autograd.Function):
-    """`ApplyBlocks.apply(input, rng_seed, blocks, mask, inplace)`."""
+    """`ApplyBlocks.apply(input, rng_seed, blocks, scale, inplace)`."""
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
         return super().apply(*args) if _transformed() else Plain.apply(*args)
 
     @staticmethod
-    def forward(input: Tensor, rng_seed: Tensor, blocks: Blocks, mask: Mask, inplace: bool) -> Tensor:
-        return drop(input, rng_seed, blocks, mask, inplace)
+    def forward(input: Tensor, rng_seed: Tensor, blocks: Blocks, scale: Scale, inplace: bool) -> Tensor:
+        return drop(input, rng_seed, blocks, scale, inplace)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, rng_seed, ctx.blocks, mask, ctx.inplace = inputs
-        ctx.save_for_backward(rng_seed, mask.seeds)
+        input, rng_seed, ctx.blocks, ctx.scale, ctx.inplace = inputs
+        ctx.save_for_backward(rng_seed)
         ctx.save_for_forward(rng_seed)
-        ctx.mask, mask.seeds = mask, None
         if ctx.inplace:
             ctx.mark_dirty(input)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rng_seed, seeds = ctx.saved_tensors
-        mask = Mask(ctx.mask.scale, seeds)
-        if torch.is_grad_enabled() or _transformed():
-            return ApplyBlocks.apply(grad, rng_seed, ctx.blocks, mask, False), None, None, None, None
-        return drop(grad, rng_seed, ctx.blocks, mask), None, None, None, None
+        (rng_seed,) = ctx.saved_tensors
+        again = ApplyBlocks.apply if torch.is_grad_enabled() or _transformed() else drop
+        return again(grad, rng_seed, ctx.blocks, ctx.scale, False), None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        (rng_seed,) = ctx.saved_tensors[:1]
-        result: Tensor = ApplyBlocks.apply(tangent, rng_seed, ctx.blocks, Mask(ctx.mask.scale), ctx.inplace)
+        (rng_seed,) = ctx.saved_tensors
+        result: Tensor = ApplyBlocks.apply(tangent, rng_seed, ctx.blocks, ctx.scale, ctx.inplace)
         return result
 
     @staticmethod
@@ -82,7 +75,7 @@ class ApplyBlocks(torch.autograd.Function):
         input: Tensor,
         rng_seed: Tensor,
         blocks: Blocks,
-        mask: Mask,
+        scale: Scale,
         inplace: bool,
     ) -> tuple[Tensor, int]:
         """The mapped dimension becomes one more leading one.
@@ -100,7 +93,7 @@ class ApplyBlocks(torch.autograd.Function):
         if inplace:
             checks.writable(input)  # what the function saw of it was one slice
         blocks = blocks.batched(info.batch_size, shared=seed_dim is None)
-        return ApplyBlocks.apply(input, rng_seed, blocks, mask, inplace), 0
+        return ApplyBlocks.apply(input, rng_seed, blocks, scale, inplace), 0
 
 
 class Plain(torch.autograd.Function):

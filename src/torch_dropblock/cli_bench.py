@@ -91,7 +91,7 @@ def bench(
             of_case = {row.contender: row for row in rows if row.case == case}
             product = of_case[benchmark.PRODUCT]
             doubt = "?" if product.spread > benchmark.UNSTABLE else ""
-            ratios = (f"{of_case[name].ratio:.3g}×" if name in of_case else "" for name in names[1:])
+            ratios = (_times(of_case[name].ratio) if name in of_case else "" for name in names[1:])
             table.add_row(joined(case.shape), f"{product.median_us / 1000:.2f}{doubt}", *ratios)
         console.print(f"\n{kind}")
         console.print(table)
@@ -112,6 +112,10 @@ def bench(
         with figures.house_style():
             figures.ratios_page(by_name, [str(case) for case in wanted], about).savefig(plot)
         print_path(console, plot)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f}×" if ratio >= 10 else f"{ratio:.2f}×"
 
 
 def _input_shape(text: str) -> tuple[int, ...]:

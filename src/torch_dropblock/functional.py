@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from . import checks, compiled
-from .autograd import ApplyBlocks, Mask
+from .autograd import ApplyBlocks, Scale
 from .checks import Rate
 from .rng import draw_rng_seed
 from .sparse import Blocks
@@ -137,7 +137,7 @@ def _drop_block(
         return input
     lead, size = tuple(input.shape[:-dims]), tuple(input.shape[-dims:])
     blocks = Blocks.of(lead, size, block_size, float(keep_prob), rate, share_channels)
-    output: Tensor = ApplyBlocks.apply(input, draw_rng_seed(input.device, generator), blocks, Mask(), inplace)
+    output: Tensor = ApplyBlocks.apply(input, draw_rng_seed(input.device, generator), blocks, Scale(), inplace)
     return output
 
 

@@ -23,8 +23,6 @@ from .sparse import CHANNELS_LAST, Blocks
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 # A thread takes no less, as in PyTorch: it would be waited for longer than it works.
 UNITS_A_THREAD = 32768
-# The most that seeds which are kept for the backward pass may take, beside the input; more are drawn again.
-KEPT_BYTES_PER_ELEMENT = 0.02
 # Of `drop_block_interface` in native.c.
 INTERFACE = 1
 # A quotient of logarithms that is so close to an integer, relative to it, is left to PyTorch's logarithm.
@@ -88,7 +86,6 @@ class Plan:
         )
         self.address = ctypes.addressof(self.layout)
         self.room = sparse.enough(blocks.gamma * blocks.positions)
-        self.keeps_seeds = 4 * self.room <= KEPT_BYTES_PER_ELEMENT * blocks.units * copies
         self.most_threads = max(1, blocks.units * copies // UNITS_A_THREAD)
 
     def draw_seeds(self, rng_seed: Tensor) -> Tensor:
