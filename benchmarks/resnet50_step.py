@@ -51,12 +51,12 @@ PEERS: dict[str, Callable[[float], nn.Module]] = {
 def changes(compiled: bool, device: str) -> dict[str, Change]:
     """Every network that takes part, by name."""
 
-    def ours(inplace: bool = False) -> Change:
+    def ours(inplace: bool = True) -> Change:
         return lambda network: insert_dropblock_resnet(
             network, keep_prob=KEEP_PROB, block_size=BLOCK_SIZE, inplace=inplace
         )
 
-    all_of_them: dict[str, Change] = {PLAIN: lambda network: None, OURS: ours(), f"{OURS}, inplace=True": ours(True)}
+    all_of_them: dict[str, Change] = {PLAIN: lambda network: None, OURS: ours(), f"{OURS}, inplace=False": ours(False)}
     if native.LIBRARY is not None and device == "cpu" and not compiled:
         all_of_them[PYTHON] = ours()
     return all_of_them | {name: functools.partial(put_layers, make) for name, make in PEERS.items()}

@@ -110,8 +110,16 @@ def test_every_site_drops_what_it_is_to_drop():
 
 def test_an_identity_shortcut_is_never_written_into():
     inserted = insert_dropblock_resnet(torchvision.models.resnet50(), inplace=True)
-    identities = {name for name, layer in inserted.items() if not layer.inplace}
+    identities = {name for name, layer in inserted.items() if not layer.inplace}  # and nothing else
     assert identities == {f"layer{group}.{i}.downsample" for group, n in ((3, 6), (4, 3)) for i in range(1, n)}
+
+
+def test_what_another_norm_returns_is_never_written_into():
+    model = timm.create_model("resnet50_gn", num_classes=10)
+    inserted = insert_dropblock_resnet(model)
+    assert len(inserted) == 36
+    assert not any(layer.inplace for layer in inserted.values())
+    model(torch.randn(2, 3, 64, 64)).sum().backward()
 
 
 @pytest.mark.parametrize("groups", [(4,), [2, 3, 4], (4, 1)])

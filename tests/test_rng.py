@@ -1,11 +1,13 @@
 """The stream of numbers: SplitMix64, uniform, the same from any index on."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torch_dropblock.rng import Stream, draw_rng_seed, hashed_uniforms
+from torch_dropblock.rng import Stream, draw_rng_number, draw_rng_seed, hashed_uniforms
 
 CPU = torch.device("cpu")
 WORD = (1 << 64) - 1
@@ -98,6 +100,24 @@ def test_rng_seeds_use_all_64_bits():
     for bit in range(64):
         ones = sum(seed >> bit & 1 for seed in seeds)
         assert 140 < ones < 260, f"bit {bit} is set in {ones} of 400 seeds"
+
+
+def test_a_number_is_what_a_seed_would_be():
+    for generator in (None, torch.Generator()):
+        (generator or torch).manual_seed(5)
+        seeds = [draw_rng_seed(CPU, generator).item() for _ in range(3)]
+        (generator or torch).manual_seed(5)
+        assert [draw_rng_number(generator) for _ in range(3)] == seeds
+    with torch.inference_mode():
+        draw_rng_number(None)
+    draw_rng_number(None)
+
+
+def test_threads_draw_numbers_in_memory_of_their_own():
+    generators = [torch.Generator().manual_seed(i) for i in range(8)]
+    expected = [draw_rng_number(torch.Generator().manual_seed(i)) for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(draw_rng_number, generators)) == expected
 
 
 def test_rng_seed_comes_from_the_generator_alone():

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import checks, native, sparse
+from .rng import RngSeed
 from .sparse import Blocks
 
 
@@ -23,7 +24,7 @@ class Scale:
     value: float | Tensor | None = None
 
 
-def drop(input: Tensor, rng_seed: Tensor, blocks: Blocks, scale: Scale, inplace: bool = False) -> Tensor:
+def drop(input: Tensor, rng_seed: RngSeed, blocks: Blocks, scale: Scale, inplace: bool = False) -> Tensor:
     """The operation on numbers."""
     # Allocated before anything small, which would take part of the memory that the last output gave back: a third
     # fewer page faults for outputs of 25 MB, no difference for 13 MB.
@@ -33,7 +34,7 @@ def drop(input: Tensor, rng_seed: Tensor, blocks: Blocks, scale: Scale, inplace:
         seeds = sparse.draw_seeds(rng_seed, blocks)
         scale.value = sparse.apply_blocks(input, output, seeds, blocks, scale.value)
     else:
-        scale.value = plan.apply_blocks(input, output, plan.draw_seeds(rng_seed), scale.value)
+        scale.value = plan.drop(input, output, rng_seed, scale.value)
     return output
 
 
@@ -42,30 +43,31 @@ class ApplyBlocks(torch.autograd.Function):
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        return super().apply(*args) if _transformed() else Plain.apply(*args)
+        return super().apply(*args) if transformed() else Plain.apply(*args)
 
     @staticmethod
-    def forward(input: Tensor, rng_seed: Tensor, blocks: Blocks, scale: Scale, inplace: bool) -> Tensor:
+    def forward(input: Tensor, rng_seed: RngSeed, blocks: Blocks, scale: Scale, inplace: bool) -> Tensor:
         return drop(input, rng_seed, blocks, scale, inplace)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, rng_seed, ctx.blocks, ctx.scale, ctx.inplace = inputs
-        ctx.save_for_backward(rng_seed)
-        ctx.save_for_forward(rng_seed)
+        ctx.rng_number = None if isinstance(rng_seed, Tensor) else rng_seed
+        if ctx.rng_number is None:
+            ctx.save_for_backward(rng_seed)
+            ctx.save_for_forward(rng_seed)
         if ctx.inplace:
             ctx.mark_dirty(input)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (rng_seed,) = ctx.saved_tensors
-        again = ApplyBlocks.apply if torch.is_grad_enabled() or _transformed() else drop
+        rng_seed = _rng_seed_of(ctx)
+        again = ApplyBlocks.apply if torch.is_grad_enabled() or transformed() else drop
         return again(grad, rng_seed, ctx.blocks, ctx.scale, False), None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        (rng_seed,) = ctx.saved_tensors
-        result: Tensor = ApplyBlocks.apply(tangent, rng_seed, ctx.blocks, ctx.scale, ctx.inplace)
+        result: Tensor = ApplyBlocks.apply(tangent, _rng_seed_of(ctx), ctx.blocks, ctx.scale, ctx.inplace)
         return result
 
     @staticmethod
@@ -73,7 +75,7 @@ class ApplyBlocks(torch.autograd.Function):
         info: Any,
         in_dims: tuple[int | None, ...],
         input: Tensor,
-        rng_seed: Tensor,
+        rng_seed: RngSeed,
         blocks: Blocks,
         scale: Scale,
         inplace: bool,
@@ -88,7 +90,7 @@ class ApplyBlocks(torch.autograd.Function):
             input = input.expand(info.batch_size, *input.shape)
         else:
             input = input.movedim(input_dim, 0)
-        if seed_dim is not None:
+        if isinstance(rng_seed, Tensor) and seed_dim is not None:
             rng_seed = rng_seed.select(seed_dim, 0)
         if inplace:
             checks.writable(input)  # what the function saw of it was one slice
@@ -108,5 +110,11 @@ class Plain(torch.autograd.Function):
     backward = ApplyBlocks.backward
 
 
-def _transformed() -> bool:
+def _rng_seed_of(ctx: Any) -> RngSeed:
+    rng_seed: RngSeed = ctx.saved_tensors[0] if ctx.rng_number is None else ctx.rng_number
+    return rng_seed
+
+
+def transformed() -> bool:
+    """Whether `torch.func` or forward mode is at work, to which the RNG seed must be a tensor."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -98,7 +98,7 @@ def bench(
     saved = max(row.saved_bytes_per_element for row in rows if row.contender == benchmark.OURS)
     if benchmark.PYTHON in names:
         console.print("in Python: ours where its native library is not built.")
-    console.print(f"Saved for the backward pass by torch-dropblock: at most {saved:.2g} bytes per element.")
+    console.print(f"Tensors saved for backward by torch-dropblock: at most {saved:.2g} bytes per element.")
     if any(row.spread > benchmark.UNSTABLE for row in rows if row.contender == benchmark.PRODUCT):
         console.print("?: x * c itself was not stable within the run; more --rounds, or a quieter machine, tell more.")
     if json_file:

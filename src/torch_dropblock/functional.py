@@ -10,9 +10,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from . import checks, compiled
-from .autograd import ApplyBlocks, Scale
+from .autograd import ApplyBlocks, Scale, transformed
 from .checks import Rate
-from .rng import draw_rng_seed
+from .rng import draw_rng_number, draw_rng_seed
 from .sparse import Blocks
 
 
@@ -137,7 +137,9 @@ def _drop_block(
         return input
     lead, size = tuple(input.shape[:-dims]), tuple(input.shape[-dims:])
     blocks = Blocks.of(lead, size, block_size, float(keep_prob), rate, share_channels)
-    output: Tensor = ApplyBlocks.apply(input, draw_rng_seed(input.device, generator), blocks, Scale(), inplace)
+    plain = input.device.type == "cpu" and not transformed()
+    rng_seed = draw_rng_number(generator) if plain else draw_rng_seed(input.device, generator)
+    output: Tensor = ApplyBlocks.apply(input, rng_seed, blocks, Scale(), inplace)
     return output
 
 

@@ -10,21 +10,20 @@ import ctypes
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from . import sparse
-from .geometry import Size
+from .rng import RngSeed
 from .sparse import CHANNELS_LAST, Blocks
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 # A thread takes no less, as in PyTorch: it would be waited for longer than it works.
 UNITS_A_THREAD = 32768
 # Of `drop_block_interface` in native.c.
-INTERFACE = 1
+INTERFACE = 2
 # A quotient of logarithms that is so close to an integer, relative to it, is left to PyTorch's logarithm.
 CLOSE = 2.0**-40
 
@@ -35,7 +34,7 @@ class Layout(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("planes", "depth", "height", "width")),
         *((name, ctypes.c_int64) for name in ("block_depth", "block_height", "block_width")),
-        *((name, ctypes.c_int64) for name in ("repeat", "unit", "channels", "dtype")),
+        *((name, ctypes.c_int64) for name in ("repeat", "unit", "channels", "dtype", "room", "most_threads")),
         ("log_keep", ctypes.c_double),
     )
 
@@ -46,10 +45,12 @@ def _load() -> ctypes.CDLL | None:
         interface = library.drop_block_interface()
     except (OSError, AttributeError):  # it was not built, is an old one, or PyTorch's threads are of another kind
         return None
-    pointer, integer = ctypes.c_void_p, ctypes.c_int64
-    library.drop_block_draw.argtypes = [pointer, ctypes.c_uint64, ctypes.c_double, pointer, integer]
+    pointer, integer, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+    library.drop_block_draw.argtypes = [pointer, ctypes.c_uint64, number, pointer, integer]
     library.drop_block_draw.restype = integer
-    library.drop_block_apply.argtypes = [pointer, pointer, pointer, pointer, integer, pointer, ctypes.c_int]
+    library.drop_block_apply.argtypes = [pointer, pointer, pointer, pointer, integer, number]
+    library.drop_block.argtypes = [pointer, ctypes.c_uint64, number, pointer, pointer, number]
+    library.drop_block_apply.restype = library.drop_block.restype = number
     return library if interface == INTERFACE and _agrees(library) else None
 
 
@@ -61,7 +62,7 @@ def _agrees(library: ctypes.CDLL) -> bool:
     for word in (3, -(2**62) + 5):
         rng_seed = torch.tensor(word, dtype=torch.int64, device="cpu")
         seeds, mine, theirs = sparse.draw_seeds(rng_seed, blocks), torch.empty_like(input), torch.empty_like(input)
-        scale = plan.apply_blocks(input, mine, plan.draw_seeds(rng_seed), None)
+        scale = plan.drop(input, mine, rng_seed, None)
         same = scale == sparse.apply_blocks(input, theirs, seeds, blocks) and torch.equal(mine, theirs)
         if not same or not torch.equal(plan.draw_seeds(rng_seed), seeds):
             return False
@@ -82,27 +83,38 @@ class Plan:
             unit=copies if channels_last else 1,
             channels=blocks.lead[-1] if channels_last and not blocks.shared else 1,
             dtype=DTYPES[dtype],
+            room=sparse.enough(blocks.gamma * blocks.positions),
+            most_threads=max(1, blocks.units * copies // UNITS_A_THREAD),
             log_keep=math.log1p(-blocks.gamma),
         )
         self.address = ctypes.addressof(self.layout)
-        self.room = sparse.enough(blocks.gamma * blocks.positions)
-        self.most_threads = max(1, blocks.units * copies // UNITS_A_THREAD)
 
-    def draw_seeds(self, rng_seed: Tensor) -> Tensor:
-        """`sparse.draw_seeds`, as int32."""
-        seeds = torch.empty(self.room, dtype=torch.int32, device="cpu")
+    def drop(self, input: Tensor, output: Tensor, rng_seed: RngSeed, scale: float | None) -> float:
+        """Draw and apply, and return the scale, which is counted unless it is given."""
+        given = -1.0 if scale is None else scale
+        memory = input.data_ptr(), output.data_ptr()
         word = int(rng_seed) & (2**64 - 1)
-        count = self.library.drop_block_draw(self.address, word, CLOSE, seeds.data_ptr(), self.room)
+        counted: float = self.library.drop_block(self.address, word, CLOSE, *memory, given)
+        if counted < 0:
+            counted = self.apply_blocks(input, output, self.draw_seeds(rng_seed), scale)
+        return counted
+
+    def draw_seeds(self, rng_seed: RngSeed) -> Tensor:
+        """`sparse.draw_seeds`, as int32."""
+        room = self.layout.room
+        seeds = torch.empty(room, dtype=torch.int32, device="cpu")
+        word = int(rng_seed) & (2**64 - 1)
+        count = self.library.drop_block_draw(self.address, word, CLOSE, seeds.data_ptr(), room)
         return seeds[:count] if count >= 0 else sparse.draw_seeds(rng_seed, self.blocks).to(torch.int32)
 
     def apply_blocks(self, input: Tensor, output: Tensor, seeds: Tensor, scale: float | None) -> float:
         """`sparse.apply_blocks`."""
-        factor = ctypes.c_double(-1.0 if scale is None else scale)
-        threads = min(torch.get_num_threads(), self.most_threads)
         memory = input.data_ptr(), output.data_ptr(), seeds.data_ptr()
-        if not self.library.drop_block_apply(self.address, *memory, len(seeds), ctypes.byref(factor), threads):
-            raise MemoryError(f"no memory for the masks of {threads} threads")
-        return factor.value
+        given = -1.0 if scale is None else scale
+        counted: float = self.library.drop_block_apply(self.address, *memory, len(seeds), given)
+        if counted < 0:
+            raise MemoryError("no memory for the masks of blocks")
+        return counted
 
 
 LIBRARY = _load()
@@ -119,29 +131,24 @@ def left_out() -> Iterator[None]:
         LIBRARY = library
 
 
-@lru_cache(maxsize=1024)
-def _plan(
-    library: ctypes.CDLL, lead: Size, size: Size, block: Size, gamma: float, shared: Size, channels_last: bool,
-    dtype: torch.dtype,
-) -> Plan | None:  # fmt: skip
-    blocks = Blocks(lead, size, block, gamma, shared)
-    served = 0 < gamma < 1 and blocks.positions > 0 and blocks.units < 2**31 - 2 and shared in ((), (len(lead) - 1,))
-    return Plan(library, blocks, channels_last, dtype) if served else None
-
-
 def plan(input: Tensor, output: Tensor, blocks: Blocks) -> Plan | None:
     """How the library serves these tensors, or None if it does not."""
-    if LIBRARY is None or input.dtype not in DTYPES or input.device.type != "cpu" or input.stride() != output.stride():
+    if LIBRARY is None or input.device.type != "cpu" or input.stride() != output.stride():
         return None
     # what PyTorch does with tensors of its own kind only, and what a mode would have seen
     if type(output) is not Tensor or input.is_neg() or torch._C._len_torch_dispatch_stack():
         return None
-    channels_last = not output.is_contiguous()
-    if channels_last and not (
-        len(blocks.lead) == 2
-        and output.dim() in CHANNELS_LAST
-        and output.is_contiguous(memory_format=CHANNELS_LAST[output.dim()])
-    ):
-        return None
-    kind = blocks.lead, blocks.size, blocks.block, blocks.gamma, blocks.shared
-    return _plan(LIBRARY, *kind, channels_last, input.dtype)
+    kind = input.dtype, output.is_contiguous() or _is_channels_last(output)
+    if kind not in blocks.plans:
+        dtype, layout = kind
+        served = dtype in DTYPES and layout and 0 < blocks.gamma < 1 and 0 < blocks.units < 2**31 - 2
+        served = served and blocks.shared in ((), (len(blocks.lead) - 1,))
+        served = served and (layout is True or len(blocks.lead) == 2)
+        blocks.plans[kind] = Plan(LIBRARY, blocks, layout is not True, dtype) if served else None
+    found: Plan | None = blocks.plans[kind]
+    return found
+
+
+def _is_channels_last(tensor: Tensor) -> str:
+    there = tensor.dim() in CHANNELS_LAST and tensor.is_contiguous(memory_format=CHANNELS_LAST[tensor.dim()])
+    return "channels_last" if there else ""

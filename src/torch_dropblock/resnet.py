@@ -28,7 +28,7 @@ def insert_dropblock_resnet(
     groups: Sequence[int] = (3, 4),
     rate: Rate = "exact",
     share_channels: bool = False,
-    inplace: bool = False,
+    inplace: bool = True,
 ) -> dict[str, nn.Module]:
     """Insert DropBlock where the paper's authors have it: after each convolution and on each shortcut of a group.
 
@@ -44,7 +44,8 @@ def insert_dropblock_resnet(
         groups: which of the groups 1 to 4 get layers.
         rate: `"exact"` or `"paper"`, as for the layer.
         share_channels: one mask per sample for all of its channels.
-        inplace: write into the outputs of the batch norms and projections, though never into an identity shortcut.
+        inplace: write into what a batch norm returns, whose backward pass does not need it. What other norms and
+            identity shortcuts return is never written into.
 
     Returns:
         The layers that were inserted, by the name of the module that each follows.
@@ -75,7 +76,7 @@ def insert_dropblock_resnet(
                     keep_prob=keep_prob if group == 4 else 1.0 - strength,
                     rate=rate,
                     share_channels=share_channels,
-                    inplace=inplace and not is_identity,
+                    inplace=inplace and _ends_with_batch_norm(getattr(block, place.rpartition(".")[2])),
                 )
     for block, _ in identities:
         block.downsample = sites.IdentityShortcut().train(block.training)
@@ -125,3 +126,9 @@ def _known_blocks(model: nn.Module, group: int) -> list[tuple[str, nn.Module]]:
 def _class_of_forward(module: nn.Module) -> tuple[str, str]:
     kind = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
     return kind.__module__, kind.__name__
+
+
+def _ends_with_batch_norm(module: nn.Module | None) -> bool:
+    if isinstance(module, nn.Sequential) and len(module):
+        module = module[-1]
+    return type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm)

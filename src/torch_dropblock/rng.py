@@ -8,6 +8,8 @@ Flood, OOPSLA 2014.
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,9 @@ def _signed(word: int) -> int:
 # longer than they work, and the last bit of a logarithm, and with it a mask, could depend on how many they are.
 LOGARITHMS_AT_ONCE = 2048
 
+# 64 bits: a number on the CPU, a tensor of no dimensions on other devices, which need not be waited for
+RngSeed = Tensor | int
+
 INCREMENT = _signed(0x9E3779B97F4A7C15)
 FACTORS = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 
@@ -31,20 +36,39 @@ def draw_rng_seed(device: torch.device, generator: torch.Generator | None) -> Te
     return seed.cpu() if device.type == "mps" else seed  # MPS has no float64, so its seeds are drawn on the CPU
 
 
+def draw_rng_number(generator: torch.Generator | None) -> int:
+    """The number that `draw_rng_seed` draws on the CPU, in memory that is there already.
+
+    A tensor of its own would live until the backward pass, in the middle of memory that a large one has given back and
+    the next large one could have had: it then takes new pages from the operating system.
+    """
+    if not hasattr(_MEMORY, "of_a_number"):
+        with torch.inference_mode(False):
+            _MEMORY.of_a_number = torch.empty((), dtype=torch.int64, device="cpu")
+    return int(_MEMORY.of_a_number.random_(-(2**63), 2**63 - 1, generator=generator))
+
+
+_MEMORY = threading.local()
+
+
+def device_of(rng_seed: RngSeed) -> torch.device:
+    return rng_seed.device if isinstance(rng_seed, Tensor) else torch.device("cpu")
+
+
 class Stream:
     """The numbers of one RNG seed, in order; those of the CPU differ from those of other devices."""
 
-    def __init__(self, rng_seed: Tensor) -> None:
+    def __init__(self, rng_seed: RngSeed) -> None:
         self.rng_seed = rng_seed
         self.drawn = 0
-        if rng_seed.device.type == "cpu":
+        if device_of(rng_seed).type == "cpu":
             seed = int(rng_seed)
             self.generator = torch.Generator().manual_seed(seed & 0xFFFFFFFF)
             self.rotation = (seed >> 32 & 0xFFFFFFFF) * 2.0**-32
 
     def negative_exponentials(self, count: int) -> Tensor:
         """The next `count` numbers, float64: the logarithms of uniform ones, the distribution of -E."""
-        if self.rng_seed.device.type != "cpu":
+        if isinstance(self.rng_seed, Tensor) and self.rng_seed.device.type != "cpu":
             numbers = hashed_uniforms(self.rng_seed, self.drawn, count).log_()
         else:
             numbers = torch.rand(count, dtype=torch.float64, device="cpu", generator=self.generator)

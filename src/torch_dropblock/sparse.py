@@ -16,13 +16,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .checks import Rate
 from .geometry import Size, clamp, gamma, valid_region
-from .rng import Stream
+from .rng import RngSeed, Stream, device_of
 
 # How many gaps are drawn at once, so that what is done with them stays in the cache and on one thread.
 DRAWN_AT_ONCE = 16384
@@ -63,6 +64,7 @@ class Blocks:
         planes = math.prod(self.own_lead)
         self.positions = planes * math.prod(self.valid)  # of seeds, in all planes
         self.units = planes * math.prod(self.size)  # of the mask
+        self.plans: dict[Any, Any] = {}  # of `native`, for tensors of each kind
 
     def planes(self) -> Blocks:
         """The same blocks in the mask, with one leading dimension: a shared mask is one plane."""
@@ -77,7 +79,7 @@ class Blocks:
 # --- drawing -----------------------------------------------------------------------------------------------------
 
 
-def draw_seeds(rng_seed: Tensor, blocks: Blocks) -> Tensor:
+def draw_seeds(rng_seed: RngSeed, blocks: Blocks) -> Tensor:
     """Make each position a seed with probability γ, independently.
 
     The gap from one seed to the next is then geometric, and `1 + floor(E / λ)` is such a gap if E is a standard
@@ -87,15 +89,16 @@ def draw_seeds(rng_seed: Tensor, blocks: Blocks) -> Tensor:
     once is eight standard deviations more than expected, and the surplus stands at `blocks.positions`, which is
     one past the last position.
     """
+    device = device_of(rng_seed)
     if blocks.gamma in (0.0, 1.0) or not blocks.positions:
-        return torch.arange(blocks.positions if blocks.gamma else 0, dtype=torch.int64, device=rng_seed.device)
-    if rng_seed.device.type == "cpu":
+        return torch.arange(blocks.positions if blocks.gamma else 0, dtype=torch.int64, device=device)
+    if device.type == "cpu":
         drawn = list(_seeds_up_to_the_last(rng_seed, blocks))
         return torch.cat(drawn) if len(drawn) > 1 else drawn[0]
     return draw_fixed_number(rng_seed, blocks)
 
 
-def _seeds_up_to_the_last(rng_seed: Tensor, blocks: Blocks) -> Iterator[Tensor]:
+def _seeds_up_to_the_last(rng_seed: RngSeed, blocks: Blocks) -> Iterator[Tensor]:
     stream, last = Stream(rng_seed), -1
     while last < blocks.positions - 1:
         count = min(enough(blocks.gamma * (blocks.positions - 1 - last)), DRAWN_AT_ONCE)
@@ -105,7 +108,7 @@ def _seeds_up_to_the_last(rng_seed: Tensor, blocks: Blocks) -> Iterator[Tensor]:
         last = int(seeds[-1]) if inside == count else blocks.positions
 
 
-def draw_fixed_number(rng_seed: Tensor, blocks: Blocks) -> Tensor:
+def draw_fixed_number(rng_seed: RngSeed, blocks: Blocks) -> Tensor:
     """`draw_seeds` without a value that the host must wait for."""
     gaps = _gaps(Stream(rng_seed), enough(blocks.gamma * blocks.positions), blocks)
     return gaps.cumsum(0).sub_(1).clamp_(max=blocks.positions)
