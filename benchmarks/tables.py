@@ -29,6 +29,8 @@ def rows_of(kind: str) -> list[Row]:
 
 
 def cell(values: Sequence[float], form: str) -> str:
+    if not values:
+        return ""
     middle, low, high = (format(v, form) for v in (statistics.median(values), min(values), max(values)))
     return f"{middle} ({low} to {high})" if len(values) > 1 else middle
 
@@ -74,8 +76,9 @@ def summary_table(rows: list[Row]) -> str:
     lines = [f"| {' | '.join(['as a multiple of x * c', *names[1:]])} |", f"| {' | '.join(['---'] * len(names))} |"]
     for mode, dtype, layout in dict.fromkeys((row["mode"], row["dtype"], row["layout"]) for row in rows):
         of_kind = [row for row in rows if (row["mode"], row["dtype"], row["layout"]) == (mode, dtype, layout)]
-        ratios = (statistics.median(row["ratio"] for row in of_kind if row["contender"] == name) for name in names[1:])
-        lines.append(f"| {mode}, {dtype}, {layout} | {' | '.join(f'{ratio:.1f}' for ratio in ratios)} |")
+        ratios = [[row["ratio"] for row in of_kind if row["contender"] == name] for name in names[1:]]
+        cells = (f"{statistics.median(values):.1f}" if values else "" for values in ratios)
+        lines.append(f"| {mode}, {dtype}, {layout} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
