@@ -19,7 +19,7 @@ import copy
 import functools
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -91,19 +91,31 @@ def training_step(
     return step
 
 
-def measure(batch: int, side: int, rounds: int, device: str, bfloat16: bool, compiled: bool) -> list[dict[str, object]]:
+def measure(
+    batch: int,
+    side: int,
+    rounds: int,
+    device: str,
+    bfloat16: bool,
+    compiled: bool,
+    names: Collection[str] | None = None,
+) -> list[dict[str, object]]:
+    """A row for each network, or each of those in `names`."""
     torch.manual_seed(0)
     images = torch.randn(batch, 3, side, side, device=device)
     labels = torch.randint(1000, (batch,), device=device)
     plain = resnet50(weights=None)
     steps = {}
     for name, change in changes(compiled, device).items():
+        if names is not None and name not in names:
+            continue
         network = copy.deepcopy(plain)
         change(network)
         steps[name] = training_step(network, images, labels, bfloat16, compiled)
     if PYTHON in steps:
         steps[PYTHON] = native.left_out()(steps[PYTHON])
     times = take_turns(steps, rounds, device)
+    peaks = {name: peak_bytes(step, device) for name, step in steps.items()}
     about = {
         "batch": batch,
         "side": side,
@@ -117,11 +129,22 @@ def measure(batch: int, side: int, rounds: int, device: str, bfloat16: bool, com
             "layer": name,
             "median_s": statistics.median(t),
             "spread": spread(t),
+            "peak_bytes": peaks[name],
             "added": statistics.median((mine - base) / base for mine, base in zip(t, times[PLAIN], strict=True)),
             **about,
         }
         for name, t in times.items()
     ]
+
+
+def peak_bytes(step: Callable[[], None], device: str) -> int | None:
+    """The most memory that a step holds on a GPU; all networks lie there too, so differences are what tells."""
+    if torch.device(device).type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)
 
 
 def main() -> None:
@@ -139,7 +162,7 @@ def main() -> None:
     for row in rows:
         step, added = 1000 * float(str(row["median_s"])), 100 * float(str(row["added"]))
         print(f"| {row['layer']} | {step:.0f} ms | {added:+.1f} % |")
-    print(", ".join(f"{name} {value}" for name, value in list(rows[0].items())[4:]))
+    print(", ".join(f"{name} {value}" for name, value in list(rows[0].items())[5:]))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 

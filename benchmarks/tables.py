@@ -38,7 +38,7 @@ def cell(values: Sequence[float], form: str) -> str:
 
 
 def machine(row: Row) -> str:
-    names = ("processor", "threads", "python", "torch", "torchvision", "timm", "native")
+    names = ("processor", "threads", "python", "torch", "torchvision", "timm", "triton", "native")
     return ", ".join(f"{name} {row[name]}" for name in names if name in row)
 
 
@@ -84,6 +84,18 @@ def summary_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def gpu_tables() -> str:
+    """What `benchmarks/gpu.py` measured; the page's own sentence that nothing was is for a hand to take out."""
+    layers, steps = rows_of("layer-gpu"), rows_of("resnet50-gpu")
+    parts = [layer_table(layers), f"{machine(layers[0])}; {layers[0]['rounds']} rounds a run."]
+    for compiled in (False, True):
+        of_mode = [row for row in steps if row["compiled"] == compiled]
+        if of_mode:
+            about = f"{'compiled' if compiled else 'eager'}, batch {of_mode[0]['batch']}, bfloat16, channels last"
+            parts += [step_table(of_mode), f"{machine(of_mode[0])}; {about}."]
+    return "\n\n".join(parts)
+
+
 def write(page: Path, name: str, content: str) -> None:
     page.write_text(between_markers(page.read_text(encoding="utf-8"), content, name), encoding="utf-8")
 
@@ -96,6 +108,8 @@ def main() -> None:
     write(page, "layers", f"{layer_table(layers)}\n\n{layers_note}.")
     write(page, "steps", f"{step_table(steps)}\n\n{steps_note}.")
     write(page, "kept", f"{step_table(kept)}\n\n{steps_note}.")
+    if rows_of("layer-gpu"):
+        write(ROOT / "docs" / "kernel.md", "gpu", gpu_tables())
     write(ROOT / "README.md", "cost", f"{summary_table(layers)}\n\n{layers_note}.")
 
 

@@ -15,7 +15,8 @@ LAYERS = [
     {"checks", "rng", "integrations.__init__"},
     {"geometry"},
     {"reference", "sparse"},
-    {"native"},
+    {"native", "triton_kernel"},
+    {"backends"},
     {"autograd", "compiled"},
     {"functional"},
     {"modules"},
@@ -85,6 +86,8 @@ def test_public_names():
         "convert_dropblock",
         "dropblock_summary",
         "mc_dropblock",
+        "use_backend",
+        "backend_report",
         "KeepProbSchedule",
     }
     assert torch_dropblock.__version__

@@ -1,5 +1,7 @@
 """DropBlock for PyTorch that drops exactly what is asked."""
 
+from .backends import backend_report as backend_report
+from .backends import use_backend as use_backend
 from .conversion import convert_dropblock as convert_dropblock
 from .functional import drop_block1d as drop_block1d
 from .functional import drop_block2d as drop_block2d

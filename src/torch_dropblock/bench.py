@@ -26,6 +26,8 @@ OURS, PRODUCT = "torch-dropblock", "x * c"
 # our layer where its native library was not built
 PYTHON = "pure Python"
 SHAPES = ((32, 256, 28, 28), (32, 64, 56, 56), (32, 1024, 14, 14), (64, 512, 7, 7), (8, 64, 112, 112))
+# 256 MB in two bytes an element, several times the cache of a GPU
+GPU_SHAPES = ((640, 256, 28, 28), (640, 1024, 14, 14), (1280, 2048, 7, 7), (128, 256, 64, 64))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 LAYOUTS = ("contiguous", "channels_last")
 MODES = ("eager", "compiled")
@@ -71,7 +73,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What one contender cost in one case; `saved` is what it keeps for the backward pass, the input apart."""
+    """What one contender cost in one case; `saved` is what it keeps for the backward pass, the input apart.
+
+    On a GPU the time is the device's own. `gigabytes_per_second` is that of the memory which has to move, whatever
+    did: the input and both gradients and the output, once each.
+    """
 
     case: Case
     contender: str
@@ -80,6 +86,8 @@ class Row:
     ratio: float
     saved_bytes_per_element: float
     rounds: int
+    gigabytes_per_second: float
+    saved_bytes: int
 
 
 def contenders(case: Case) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -112,14 +120,25 @@ def measure(case: Case, rounds: int) -> list[Row]:
     if case.mode == "compiled":
         torch.compiler.reset()
         functions = {name: torch.compile(function) for name, function in functions.items()}
-    saved = {name: saved_bytes(function, x) / x.numel() for name, function in functions.items()}
+    saved = {name: saved_bytes(function, x) for name, function in functions.items()}
+    moved = 4 * x.numel() * x.itemsize
     steps = {name: _step(function, x, gradient) for name, function in functions.items()}
     if PYTHON in steps:
         steps[PYTHON] = native.left_out()(steps[PYTHON])
     times = take_turns(steps, rounds, case.device)
     ratios = ratios_to(PRODUCT, times)
     return [
-        Row(case, name, 1e6 * statistics.median(t), spread(t), ratios[name], saved[name], rounds)
+        Row(
+            case,
+            name,
+            median_us=1e6 * statistics.median(t),
+            spread=spread(t),
+            ratio=ratios[name],
+            saved_bytes_per_element=saved[name] / x.numel(),
+            rounds=rounds,
+            gigabytes_per_second=moved / statistics.median(t) / 1e9,
+            saved_bytes=saved[name],
+        )
         for name, t in times.items()
     ]
 
@@ -148,7 +167,16 @@ def take_turns(steps: dict[str, Callable[[], None]], rounds: int, device: str = 
 
 
 def _seconds(step: Callable[[], None], repeats: int, device: str) -> float:
-    """How long a step takes on average; a device that works on its own is waited for."""
+    """How long a step takes on average: on a GPU from the start of its first kernel to the end of its last one."""
+    if torch.device(device).type == "cuda":
+        with torch.cuda.device(device):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begin.record()
+            for _ in range(repeats):
+                step()
+            end.record()
+            end.synchronize()
+            return float(begin.elapsed_time(end)) / 1000 / repeats
 
     def wait() -> None:
         if torch.device(device).type != "cpu":
@@ -201,19 +229,23 @@ def chosen_cases(
     **settings: Any,
 ) -> list[Case]:
     """Every combination of what was chosen; of nothing, what tells most: see `torch-dropblock bench --help`."""
+    on_gpu = str(settings.get("device", "cpu")).startswith("cuda")
+    large = GPU_SHAPES if on_gpu else SHAPES
     if shapes or dtypes or layouts or modes:
         combinations = itertools.product(
-            modes or MODES[:1], dtypes or ["float32"], layouts or LAYOUTS[:1], shapes or SHAPES
+            modes or MODES[:1], dtypes or ["float32"], layouts or LAYOUTS[:1], shapes or large
         )
         return [Case(shape, dtype, layout, mode, **settings) for mode, dtype, layout, shape in combinations]
-    kinds = (("float32", "contiguous"), ("bfloat16", "contiguous"), ("float32", "channels_last"))
-    eager = [Case(shape, *kind, "eager", **settings) for kind in kinds for shape in SHAPES]
-    return eager + [Case(SHAPES[0], *kind, "compiled", **settings) for kind in kinds]
+    last = "bfloat16" if on_gpu else "float32"  # what a GPU trains with
+    kinds = (("float32", "contiguous"), ("bfloat16", "contiguous"), (last, "channels_last"))
+    eager = [Case(shape, *kind, "eager", **settings) for kind in kinds for shape in large]
+    return eager + [Case(large[0], *kind, "compiled", **settings) for kind in kinds]
 
 
 def machine(device: str) -> dict[str, Any]:
     """What the figures were measured on, and with."""
-    peers = {name: metadata.version(name) for name in ("torchvision", "timm") if find_spec(name)}
+    others = ["torchvision", "timm", *(["triton"] if torch.device(device).type == "cuda" else [])]
+    peers = {name: metadata.version(name) for name in others if find_spec(name)}
     versions = {"torch-dropblock": __version__, "torch": str(torch.__version__), **peers}
     name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else processor()
     return {

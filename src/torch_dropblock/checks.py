@@ -63,18 +63,23 @@ def whole_number(name: str, value: object, at_least: int) -> int:
 def probability(name: str, value: object) -> float:
     """A number in [0, 1], or a floating-point tensor of no dimensions that holds one, as a float."""
     if isinstance(value, Tensor):
-        if value.dim() != 0 or not value.is_floating_point():
-            raise TypeError(
-                f"{name} must be a number in [0, 1] or a floating-point tensor of no dimensions, "
-                f"got a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
-            )
-        value = value.item()
+        value = scalar(name, value).item()
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number in [0, 1], got {value!r} of type {type(value).__name__}")
     number = float(value)
     if not 0.0 <= number <= 1.0:  # false for NaN too
         raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
     return number
+
+
+def scalar(name: str, value: Tensor) -> Tensor:
+    """A floating-point tensor of no dimensions, whatever its value."""
+    if value.dim() != 0 or not value.is_floating_point():
+        raise TypeError(
+            f"{name} must be a number in [0, 1] or a floating-point tensor of no dimensions, "
+            f"got a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
+        )
+    return value
 
 
 def rate(value: object) -> Rate:

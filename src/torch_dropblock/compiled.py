@@ -11,6 +11,7 @@ either and keep the mask for the backward pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checks, sparse
+from . import backends, checks, sparse
 from .checks import Rate
+from .geometry import clamp
 from .rng import draw_rng_seed
 from .sparse import Blocks
 
 SIGNATURE = (
     "(Tensor rng_seed, Tensor keep_prob, SymInt[] lead, SymInt[] size, SymInt[] block_size, str rate, "
-    "bool share_channels, bool channels_last)"
+    "bool share_channels, bool channels_last, str backend='sparse')"
 )
 
 
@@ -39,33 +41,74 @@ class Draw:
     rate: str
     share_channels: bool
     channels_last: bool
+    backend: str = "sparse"
+
+    @property
+    def own_lead(self) -> tuple[int, ...]:
+        return (*self.lead[:-1], 1) if self.share_channels else tuple(self.lead)
 
     def empty_mask(self, device: torch.device) -> Tensor:
-        own_lead = (*self.lead[:-1], 1) if self.share_channels else tuple(self.lead)
-        mask = sparse.empty_mask((*own_lead, *self.size), device, self.channels_last)
+        if self.backend == "triton":
+            if self.channels_last:
+                words = (*self.own_lead[:-1], *self.size, (self.own_lead[-1] + 31) // 32)
+            else:
+                words = ((math.prod(self.own_lead) * math.prod(self.size) + 63) // 64 * 2,)
+            return torch.empty(words, dtype=torch.int32, device=device)
+        mask = sparse.empty_mask((*self.own_lead, *self.size), device, self.channels_last)
         return mask.view(torch.uint8)
 
-    def mask(self, rng_seed: Tensor, keep_prob: Tensor) -> Tensor:
+    def mask(self, rng_seed: Tensor, keep_prob: Tensor) -> tuple[Tensor, Tensor]:
+        """The mask and its scale."""
+        device = rng_seed.device
         if 0 in (*self.lead, *self.size):
-            return self.empty_mask(rng_seed.device)
-        number, rate = checks.probability("keep_prob", keep_prob.squeeze()), checks.rate(self.rate)
-        shape = tuple(self.lead), tuple(self.size), tuple(self.block_size)
+            return self.empty_mask(device), torch.ones((), dtype=sparse.widest_float(device), device=device)
+        rate, shape = checks.rate(self.rate), (tuple(self.lead), tuple(self.size), tuple(self.block_size))
+        if self.backend == "triton":
+            return self.packed(rng_seed, keep_prob, rate)
+        number = checks.probability("keep_prob", keep_prob.squeeze())
         blocks = Blocks.of(*shape, number, rate, self.share_channels)
-        seeds = sparse.draw_seeds(rng_seed, blocks)
-        return sparse.dropped_mask(seeds, blocks, rng_seed.device, self.channels_last).view(torch.uint8)
+        if self.backend == "reference":
+            dropped = ~backends.reference_kept(rng_seed, blocks)
+            mask = sparse.empty_mask(tuple(dropped.shape), device, self.channels_last).copy_(dropped)
+        else:
+            mask = sparse.dropped_mask(sparse.draw_seeds(rng_seed, blocks), blocks, device, self.channels_last)
+        return mask.view(torch.uint8), sparse.scale_of(mask)
+
+    def packed(self, rng_seed: Tensor, keep_prob: Tensor, rate: Rate) -> tuple[Tensor, Tensor]:
+        """A bit for each unit, by the GPU kernel; a `keep_prob` on the device stays there."""
+        kernel: Any = backends.triton_kernel()
+        lead, size, block = tuple(self.lead), tuple(self.size), clamp(tuple(self.size), tuple(self.block_size))
+        gap, number = None, 0.5
+        if keep_prob.device.type == "cpu":
+            number = checks.probability("keep_prob", keep_prob.squeeze())
+        else:
+            gap = kernel.mean_gap(keep_prob.to(rng_seed.device), size, block, rate)
+        drawn = kernel.draw(rng_seed, Blocks.of(lead, size, block, number, rate, self.share_channels), gap)
+        words = kernel.channels_inside(drawn) if self.channels_last else drawn.words.view(torch.int32)
+        return words, drawn.scale()
+
+    def dropped(self, mask: Tensor, op: torch.dtype) -> Tensor:
+        """The condition in the form that compiles best: on a CPU one read from bools is several times slower."""
+        if self.backend != "triton":
+            return mask.to(op) > 0.5
+        shifts = torch.arange(32, dtype=torch.int32, device=mask.device)
+        bits = mask.unsqueeze(-1).bitwise_right_shift(shifts).bitwise_and(1)
+        if not self.channels_last:
+            units = math.prod(self.own_lead) * math.prod(self.size)
+            return bits.view(-1)[:units].view(*self.own_lead, *self.size) != 0
+        return bits.flatten(-2)[..., : self.lead[-1]].movedim(-1, len(self.lead) - 1) != 0
 
 
 @torch.library.custom_op("torch_dropblock::draw", mutates_args=(), schema=SIGNATURE + " -> (Tensor, Tensor)")
 def draw(rng_seed: Tensor, keep_prob: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     """The mask, 1 where dropped and else 0, and the scale of what is kept, a tensor of no dimensions."""
-    mask = Draw(*arguments).mask(rng_seed, keep_prob)
-    return mask, sparse.scale_of(mask.view(torch.bool))
+    return Draw(*arguments).mask(rng_seed, keep_prob)
 
 
 @torch.library.custom_op("torch_dropblock::redraw", mutates_args=(), schema=SIGNATURE + " -> Tensor")
 def redraw(rng_seed: Tensor, keep_prob: Tensor, *arguments: Any) -> Tensor:
     """The mask that `draw` made of the same arguments."""
-    return Draw(*arguments).mask(rng_seed, keep_prob)
+    return Draw(*arguments).mask(rng_seed, keep_prob)[0]
 
 
 @draw.register_fake
@@ -89,19 +132,23 @@ class _Apply(torch.autograd.Function):
         block_size: tuple[int, ...],
         rate: str,
         share_channels: bool,
+        backend: str = "sparse",
     ) -> Tensor:
-        # that of the gradient is not known yet when the backward pass is traced
-        ctx.options = rate, share_channels, _layout_of(input)
+        # that of the gradient is not known yet when the backward pass is traced; a shared mask has one channel
+        packed_alike = backend == "triton" and share_channels
+        ctx.options = rate, share_channels, _layout_of(input) and not packed_alike, backend
         ctx.block_size = block_size
-        mask, scale = draw(rng_seed, keep_prob, *_shape_of(input, block_size), *ctx.options)
+        arguments = *_shape_of(input, block_size), *ctx.options
+        mask, scale = draw(rng_seed, keep_prob, *arguments)
         ctx.save_for_backward(rng_seed, keep_prob, scale)
-        return _scale_and_zero(input, mask, scale)
+        return _scale_and_zero(input, mask, scale, Draw(*arguments))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rng_seed, keep_prob, scale = ctx.saved_tensors
-        mask = redraw(rng_seed, keep_prob, *_shape_of(grad, ctx.block_size), *ctx.options)
-        return _scale_and_zero(grad, mask, scale), None, None, None, None, None
+        arguments = *_shape_of(grad, ctx.block_size), *ctx.options
+        mask = redraw(rng_seed, keep_prob, *arguments)
+        return _scale_and_zero(grad, mask, scale, Draw(*arguments)), None, None, None, None, None, None
 
 
 def drop_block(
@@ -114,17 +161,20 @@ def drop_block(
     generator: torch.Generator | None,
 ) -> Tensor:
     """`functional.drop_block*d` for the compiler to trace; the value of a tensor `keep_prob` is checked as it runs."""
+    backend = backends.choose_compiled(input.device)
     if not isinstance(keep_prob, Tensor):
-        keep_prob = torch.full((), keep_prob, dtype=torch.float64, device="cpu")
+        # a CUDA graph has no place for a tensor of the CPU
+        device = input.device if backend == "triton" else torch.device("cpu")
+        keep_prob = torch.full((), keep_prob, dtype=torch.float64, device=device)
     rng_seed = draw_rng_seed(input.device, generator)
-    output: Tensor = _Apply.apply(input, rng_seed, keep_prob, block_size, rate, share_channels)
+    output: Tensor = _Apply.apply(input, rng_seed, keep_prob, block_size, rate, share_channels, backend)
     return input.copy_(output) if inplace else output
 
 
-def _scale_and_zero(input: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
-    """`sparse.masked` in the form that compiles best: on a CPU a condition read from bools is several times slower."""
+def _scale_and_zero(input: Tensor, mask: Tensor, scale: Tensor, draw: Draw) -> Tensor:
+    """`sparse.masked` for the compiler to look into."""
     op = torch.float64 if input.dtype == torch.float64 else torch.float32
-    return torch.where(mask.to(op) > 0.5, 0.0, input.to(op) * scale.to(op)).to(input.dtype)
+    return torch.where(draw.dropped(mask, op), 0.0, input.to(op) * scale.to(op)).to(input.dtype)
 
 
 def _shape_of(input: Tensor, block_size: tuple[int, ...]) -> tuple[Sequence[int], Sequence[int], tuple[int, ...]]:

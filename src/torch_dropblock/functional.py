@@ -9,7 +9,7 @@ import torch.fx
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from . import checks, compiled
+from . import backends, checks, compiled
 from .autograd import ApplyBlocks, Scale, transformed
 from .checks import Rate
 from .rng import draw_rng_number, draw_rng_seed
@@ -57,6 +57,8 @@ def drop_block2d(
         block_size: height and width of a block, one int for both or two; clamped to the map.
         keep_prob: probability that a unit is kept, in [0, 1]; a float, or a floating-point tensor of no dimensions.
             To compiled code a float is a constant: it is compiled again for each new one, but not for a tensor.
+            A tensor on a GPU is not waited for where Triton draws the mask: γ is solved there, from the value that
+            the tensor has then, or has when a CUDA graph is replayed, cut to [0, 1].
         rate: `"exact"` keeps `keep_prob` of the units on average; `"paper"` uses the paper's γ, which keeps more.
         share_channels: one mask per sample for all of its channels.
         training: if False, `input` itself is returned, as it is if `keep_prob` is 1.
@@ -120,7 +122,7 @@ def _drop_block(
     # traced, or with no memory to write to: what can be seen through, and has a meaning without values
     compiling = torch.compiler.is_compiling() or input.is_meta or isinstance(input, FakeTensor)
     block_size = checks.positive_ints("block_size", block_size, dims)
-    if not (compiling and isinstance(keep_prob, Tensor)):
+    if not isinstance(keep_prob, Tensor) or not (compiling or keep_prob.is_cuda):
         keep_prob = checks.probability("keep_prob", keep_prob)
     checks.rate(rate)
     checks.flag("share_channels", share_channels)
@@ -133,13 +135,20 @@ def _drop_block(
         return compiled.drop_block(input, block_size, keep_prob, rate, share_channels, inplace, generator)
     if inplace:
         checks.writable(input)
-    if keep_prob == 1.0 or input.numel() == 0:
+    if input.numel() == 0:
         return input
     lead, size = tuple(input.shape[:-dims]), tuple(input.shape[-dims:])
-    blocks = Blocks.of(lead, size, block_size, float(keep_prob), rate, share_channels)
-    plain = input.device.type == "cpu" and not transformed()
+    gap = None
+    if isinstance(keep_prob, Tensor):  # on a GPU: left there if γ can be solved there
+        gap = backends.mean_gap(keep_prob, input.device, size, block_size, rate)
+        keep_prob = checks.probability("keep_prob", keep_prob) if gap is None else 0.5
+    if keep_prob == 1.0:
+        return input
+    blocks = Blocks.of(lead, size, block_size, keep_prob, rate, share_channels)
+    scale = Scale(backend=backends.choose(input, blocks), gap=gap)
+    plain = input.device.type == "cpu" and scale.backend != "triton" and not transformed()
     rng_seed = draw_rng_number(generator) if plain else draw_rng_seed(input.device, generator)
-    output: Tensor = ApplyBlocks.apply(input, rng_seed, blocks, Scale(), inplace)
+    output: Tensor = ApplyBlocks.apply(input, rng_seed, blocks, scale, inplace)
     return output
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from . import checks, geometry
+from . import backends, checks, geometry
 from .checks import Rate
 from .functional import DROP_BLOCK
 
@@ -25,6 +25,7 @@ def call_in_trace(input: Proxy, module: nn.Module, attribute: str = "") -> Any:
 
 class DropBlockNd(nn.Module):
     dims: ClassVar[int]
+    _keep_prob_tensor: Tensor
 
     def __init__(
         self,
@@ -71,14 +72,17 @@ class DropBlockNd(nn.Module):
         if keep_prob != self._keep_prob:
             self._set_keep_prob(keep_prob)
 
-    def _set_keep_prob(self, value: float) -> None:
+    def _set_keep_prob(self, value: float, device: torch.device | None = None) -> None:
         self._keep_prob = value
         # Compiled code reads this tensor, since it would be compiled again for each new value of a float. It is no
         # buffer, so that it is not rounded by `half()`, broadcast by DDP or saved; and it is replaced, not filled, so
         # that a backward pass still to come finds the value of its forward pass. It has one dimension, since the
-        # compiler takes one of none for a float, finds no use for it as one, and begins again.
+        # compiler takes one of none for a float, finds no use for it as one, and begins again. It lies on the CPU
+        # unless γ is solved on the layer's device, as CUDA graphs need: what they read of the CPU they read once.
+        if device is None:
+            device = self._keep_prob_tensor.device if hasattr(self, "_keep_prob_tensor") else torch.device("cpu")
         with torch.inference_mode(False):
-            self._keep_prob_tensor = torch.tensor([value], dtype=torch.float64, device="cpu")
+            self._keep_prob_tensor = torch.full((1,), value, dtype=torch.float64, device=device)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, nn.Parameter) and isinstance(getattr(type(self), name, None), property):
@@ -86,7 +90,10 @@ class DropBlockNd(nn.Module):
         super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._set_keep_prob(self._keep_prob)  # a layer that was built with fake tensors gets a real one
+        with torch.inference_mode(False):
+            device = fn(torch.empty(0, device="cpu")).device
+        # made again: a layer that was built with fake tensors gets a real one
+        self._set_keep_prob(self._keep_prob, device if backends.keeps_keep_prob(device) else torch.device("cpu"))
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
