@@ -186,7 +186,7 @@ def test_fast_dev_run_and_validation_alone(pl, tmp_path):
 
 
 def test_a_network_without_layers_is_refused(pl, tmp_path):
-    with pytest.raises(ValueError, match="Net has no DropBlock layer to schedule"):
+    with pytest.raises(ValueError, match="Net has no DropBlock layer; put some in first"):
         trainer(pl, tmp_path, DropBlockCallback()).fit(network(pl, layers=False))
 
 

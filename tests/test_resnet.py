@@ -110,7 +110,7 @@ def test_every_site_drops_what_it_is_to_drop():
 
 def test_an_identity_shortcut_is_never_written_into():
     inserted = insert_dropblock_resnet(torchvision.models.resnet50(), inplace=True)
-    identities = {name for name, layer in inserted.items() if not layer.inplace}  # and nothing else
+    identities = {name for name, layer in inserted.items() if not layer.inplace}
     assert identities == {f"layer{group}.{i}.downsample" for group, n in ((3, 6), (4, 3)) for i in range(1, n)}
 
 

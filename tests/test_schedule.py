@@ -309,7 +309,7 @@ def test_a_loop_that_was_killed_and_resumed_gives_the_same_weights(stop_at):
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((nn.ReLU(), 10), {}, ValueError, "ReLU has no DropBlock layer to schedule; put some in first"),
+        ((nn.ReLU(), 10), {}, ValueError, "ReLU has no DropBlock layer; put some in first"),
         ((lambda x: x, 10), {}, TypeError, "model must be a torch.nn.Module"),
         ((network(), 0), {}, ValueError, "total_steps must be an int of at least 1, got 0"),
         ((network(), 10.0), {}, TypeError, "total_steps must be an int of at least 1, got 10.0 of type float"),

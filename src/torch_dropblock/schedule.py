@@ -78,8 +78,6 @@ class KeepProbSchedule:
     def __init__(
         self, model: nn.Module, total_steps: int, *, curve: str | Curve = "linear", start_step: int = 0
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
         self.model = model
         self.total_steps = checks.whole_number("total_steps", total_steps, at_least=1)
         self.curve = CURVES[_known(curve)] if isinstance(curve, str) else curve
@@ -89,6 +87,7 @@ class KeepProbSchedule:
         self._seen: dict[str, DropBlockNd] = {}
         self._known_to_be_off: set[str] = set()
         self.steps = checks.whole_number("start_step", start_step, at_least=0)
+        sites.find_some(model)
         self._apply()
 
     @property
@@ -115,7 +114,7 @@ class KeepProbSchedule:
 
     def _apply(self) -> None:
         present = sites.present(self.model)
-        if not present or present != self._present:
+        if present != self._present:
             self._look_again()
             self._present = present
         strength = self.strength
@@ -129,11 +128,6 @@ class KeepProbSchedule:
         gone = [name for name, layer in self._seen.items() if id(layer) not in there]
         if gone:
             raise sites.LostSitesError(gone)
-        if not found:
-            raise ValueError(
-                f"{type(self.model).__name__} has no DropBlock layer to schedule; put some in first, with "
-                "insert_dropblock(model, where) or insert_dropblock_resnet(model)"
-            )
         self._seen = {name: site.layer for name, site in found.items()}
 
     def _warn_of_layers_that_are_off(self) -> None:

@@ -11,7 +11,8 @@ which `find` compares with what is there: a site that was lost is an error, neve
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -144,6 +145,38 @@ def find(model: nn.Module) -> dict[str, Site]:
         for hook in hooks_of(module):
             found[name] = Site(hook.layer, module)
     return found
+
+
+def find_some(model: nn.Module) -> dict[str, Site]:
+    """`find`, for whoever can do nothing without a layer.
+
+    Raises:
+        TypeError: `model` is no module.
+        ValueError: it has no layer.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
+    found = find(model)
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no DropBlock layer; put some in first, with insert_dropblock(model, where) or "
+            "insert_dropblock_resnet(model)"
+        )
+    return found
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Everything in evaluation mode, inserted layers too, and afterwards in the mode in which it was."""
+    modules = [*model.modules(), *(site.layer for site in present(model))]
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
 
 
 def hooks_of(module: nn.Module) -> list[Hook]:

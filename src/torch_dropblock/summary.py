@@ -135,16 +135,10 @@ def dropblock_summary(
     <BLANKLINE>
     The layer drops.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
+    found = sites.find_some(model)
     inputs = _inputs(model, input_size)
-    found = sites.find(model)
-    if not found:
-        raise ValueError(
-            f"{type(model).__name__} has no DropBlock layer; put some in with insert_dropblock(model, where)"
-        )
     sizes: dict[str, list[Size]] = {name: [] for name in found}
-    with _recorded(found, sizes), _in_evaluation(model):
+    with _recorded(found, sizes), sites.evaluating(model):
         try:
             _run(model, inputs)
         except Exception as error:
@@ -182,19 +176,6 @@ def _recorded(found: dict[str, sites.Site], sizes: dict[str, list[Size]]) -> Ite
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    modules = [*model.modules(), *(site.layer for site in sites.present(model))]
-    modes = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.training = False
-        yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
 
 
 def _run(model: nn.Module, inputs: list[Tensor]) -> None:

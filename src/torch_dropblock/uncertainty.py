@@ -42,26 +42,15 @@ def mc_dropblock(model: nn.Module) -> Iterator[nn.Module]:
     >>> predictive_entropy.shape
     torch.Size([4])
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
-    layers = [site.layer for site in sites.find(model).values()]
-    if layers and all(layer.keep_prob == 1.0 for layer in layers):
+    layers = [site.layer for site in sites.find_some(model).values()]
+    if all(layer.keep_prob == 1.0 for layer in layers):
         warnings.warn(
             "keep_prob of every DropBlock layer is 1, as where a schedule has not begun: nothing will be dropped, and "
             "every pass will give the same",
             UserWarning,
             stacklevel=3,  # past the decorator's frame
         )
-    if not layers:
-        raise ValueError(
-            f"{type(model).__name__} has no DropBlock layer; put some in with insert_dropblock(model, where)"
-        )
-    modes = {module: module.training for module in [*model.modules(), *layers]}
-    try:
-        model.eval()
+    with sites.evaluating(model):
         for layer in layers:
-            layer.train()
+            layer.training = True
         yield model
-    finally:
-        for module, training in modes.items():
-            module.training = training
