@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from torch import nn
 
@@ -60,34 +61,56 @@ def insert_dropblock_resnet(
     sites.refuse_wrapped(model, "insert")
     keep_prob = checks.probability("keep_prob", keep_prob)
     checks.flag("inplace", inplace)
-    layers: dict[str, DropBlockNd] = {}
-    identities: list[tuple[nn.Module, str]] = []
+    layers: dict[str, DropBlockNd] = {
+        place.name: DropBlock2d(
+            block_size,
+            keep_prob=place.keep_prob(keep_prob),
+            rate=rate,
+            share_channels=share_channels,
+            inplace=inplace and place.follows_batch_norm,
+        )
+        for place in places(model, groups)
+    }
+    attach(model, layers)
+    return dict(layers)
+
+
+class Place(NamedTuple):
+    """Where the paper's authors have a layer: after the module of this name, which an identity shortcut still lacks."""
+
+    name: str
+    group: int
+    follows_batch_norm: bool
+
+    def keep_prob(self, of_group_4: float) -> float:
+        return of_group_4 if self.group == 4 else 1.0 - (1.0 - of_group_4) / 4 ** (4 - self.group)
+
+
+def places(model: nn.Module, groups: Sequence[int]) -> list[Place]:
+    """The paper's places in a ResNet, in the order in which it runs them."""
+    found = []
     for group in _checked(groups):
-        strength = (1.0 - keep_prob) / 4 ** (4 - group)
         for number, block in _blocks(model, group):
-            name = f"layer{group}.{number}"
-            places = [f"{name}.{norm}" for norm in NORMS if hasattr(block, norm)] + [f"{name}.downsample"]
-            for place in places:
-                is_identity = place.endswith("downsample") and block.downsample is None
-                if is_identity:
-                    identities.append((block, place))
-                layers[place] = DropBlock2d(
-                    block_size,
-                    keep_prob=keep_prob if group == 4 else 1.0 - strength,
-                    rate=rate,
-                    share_channels=share_channels,
-                    inplace=inplace and _ends_with_batch_norm(getattr(block, place.rpartition(".")[2])),
-                )
-    for block, _ in identities:
+            for part in (*(norm for norm in NORMS if hasattr(block, norm)), "downsample"):
+                name = f"layer{group}.{number}.{part}"
+                found.append(Place(name, group, _ends_with_batch_norm(getattr(block, part))))
+    return found
+
+
+def attach(model: nn.Module, layers: Mapping[str, DropBlockNd]) -> None:
+    """`sites.attach` for names of `places`; an identity shortcut gets a module for its layer to follow."""
+    parts = [name.rpartition(".") for name in layers]
+    blocks = [(model.get_submodule(block), part) for block, _, part in parts]
+    identities = [block for block, part in blocks if part == "downsample" and block.downsample is None]
+    for block in identities:
         block.downsample = sites.IdentityShortcut().train(block.training)
     try:
         sites.attach(model, layers)
     except BaseException:
-        for block, _ in identities:
+        for block in identities:
             del block.downsample
             block.downsample = None  # type: ignore[assignment]
         raise
-    return dict(layers)
 
 
 def _checked(groups: Sequence[int]) -> list[int]:
