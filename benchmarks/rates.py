@@ -78,7 +78,7 @@ def theory_paper(case: Case) -> float:
 
 def torchvision(x: Tensor, block_size: int) -> Tensor:
     """`p` is the share dropped."""
-    from torchvision.ops import DropBlock2d  # type: ignore[import-untyped]
+    from torchvision.ops import DropBlock2d
 
     output: Tensor = DropBlock2d(p=DROP_PROB, block_size=block_size)(x)
     return output

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet50  # type: ignore[import-untyped]
-from torchvision.ops import DropBlock2d as TorchvisionDropBlock  # type: ignore[import-untyped]
+from torchvision.models import resnet50
+from torchvision.ops import DropBlock2d as TorchvisionDropBlock
 
 from torch_dropblock import insert_dropblock_resnet, native
 from torch_dropblock.bench import OURS, PRODUCT, PYTHON, machine, spread, take_turns

@@ -26,7 +26,12 @@ LAYERS = [
     {"integrations.lightning"},
     {"photo", "figures"},
     {"demo", "bench", "terminal", "named_models"},
-    {"cli_bench", "cli_summary"},
+    {"compare.__init__", "compare.settings"},
+    {"compare.networks", "compare.noise", "compare.rows"},
+    {"compare.data", "compare.records"},
+    {"compare.training", "compare.report"},
+    {"compare.study"},
+    {"cli_bench", "cli_compare", "cli_summary"},
     {"cli"},
     {"__main__"},
 ]
@@ -35,14 +40,21 @@ NOT_FOR_THE_LAYER = ["matplotlib", "typer", "rich", "PIL", "numpy", "triton", "l
 
 
 def imported(path):
+    """The names in RANK of what a file imports of the package."""
+    inside = ["torch_dropblock", *name_of(path).split(".")]
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
-            yield from (name if name in RANK else "__init__" for name in names)
-        elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "torch_dropblock":
-            yield [*node.module.split("."), "__init__"][1]
+        if isinstance(node, ast.ImportFrom):
+            module = inside[: -node.level] if node.level else []
+            module = ".".join([*module, node.module or ""]).strip(".")
+            if module.split(".")[0] == "torch_dropblock":
+                yield from {_ranked(f"{module}.{alias.name}") or _ranked(module) for alias in node.names}
         elif isinstance(node, ast.Import):
-            yield from ["__init__" for alias in node.names if alias.name == "torch_dropblock"]
+            yield from [_ranked(alias.name) for alias in node.names if alias.name.split(".")[0] == "torch_dropblock"]
+
+
+def _ranked(module):
+    name = module.removeprefix("torch_dropblock").lstrip(".")
+    return next((n for n in (name, f"{name}.__init__".lstrip(".")) if n in RANK), None)
 
 
 def name_of(path):
@@ -55,7 +67,10 @@ def test_imports_point_one_way(path):
         assert RANK[name] < RANK[name_of(path)], f"{name_of(path)} imports {name}"
 
 
-@pytest.mark.parametrize("name", sorted(RANK.keys() - {"__init__", "__main__", "integrations.__init__"}))
+PACKAGES = {"__init__", "__main__", "integrations.__init__", "compare.__init__"}
+
+
+@pytest.mark.parametrize("name", sorted(RANK.keys() - PACKAGES))
 def test_every_source_file_has_a_test_file(name):
     assert (SOURCE / name.replace(".", "/")).with_suffix(".py").exists()
     assert (Path(__file__).parent / f"test_{name.replace('.', '_')}.py").exists()
@@ -72,7 +87,7 @@ def test_the_layer_imports_nothing_but_torch():
 
 
 def test_public_names():
-    modules = RANK.keys() | {"integrations"}
+    modules = RANK.keys() | {"integrations", "compare"}
     public = {name for name in vars(torch_dropblock) if not name.startswith("_")} - modules
     assert public == {
         *(f"DropBlock{dims}" for dims in ("", "1d", "2d", "3d")),

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import sys
 
-# what the extra `cli` brings, by the names they are imported under
-EXTRA = {"typer", "rich", "matplotlib", "PIL", "numpy"}
+# what each extra brings, by the names they are imported under
+EXTRAS = {
+    "cli": {"typer", "rich", "matplotlib", "PIL", "numpy"},
+    "train": {"lightning", "torchmetrics", "torchvision", "sklearn", "scipy", "filelock"},
+}
 
 
 def main() -> None:
@@ -19,9 +22,11 @@ def main() -> None:
 
         app()
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRA:
+        name = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, names in EXTRAS.items() if name in names), None)
+        if extra is None:
             raise
-        message = f'error: {error.name} is not installed; run: pip install "torch-dropblock[cli]"'
+        message = f'error: {error.name} is not installed; run: pip install "torch-dropblock[{extra}]"'
         print(message, file=sys.stderr)
         sys.exit(2)
 

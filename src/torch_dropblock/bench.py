@@ -102,7 +102,7 @@ def contenders(case: Case) -> dict[str, Callable[[Tensor], Tensor]]:
         found[PYTHON] = layer(case.block_size, keep_prob=case.keep_prob)
     found["nn.Dropout"] = nn.Dropout(drop_prob)
     if dims == 2 and find_spec("torchvision") and case.block_size % 2:  # torchvision refuses even blocks
-        from torchvision.ops import DropBlock2d as TorchvisionDropBlock  # type: ignore[import-untyped]
+        from torchvision.ops import DropBlock2d as TorchvisionDropBlock
 
         found["torchvision"] = TorchvisionDropBlock(drop_prob, case.block_size)
     if dims == 2 and find_spec("timm"):

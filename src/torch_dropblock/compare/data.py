@@ -1,0 +1,261 @@
+"""The images of a study: where they come from, a split that never changes, and what a row does to them.
+
+Images stay bytes until they are on the device; `Source.mean` and `std` make numbers of them there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from .rows import Row
+from .settings import Settings
+
+NAMES = ("digits", "fashion-mnist", "cifar10")
+FOLDER = "folder:"
+# of ImageNet, as every network of torchvision's was trained
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HELD_OUT = 0.2
+SPLIT_SEED = 0
+
+
+class UnreadableImageError(ValueError):
+    """A file that is no image, or a damaged one."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images for training and for validation: pairs of a uint8 tensor (C, H, W) or a PIL image, and a class.
+
+    Args:
+        train: raw images to train on.
+        val: raw images to validate on, the same for all runs.
+        classes: number of classes.
+        channels: channels of an image.
+        side: side of an image as the network sees it.
+        mean: of each channel, from 0 to 1.
+        std: of each channel, from 0 to 1.
+        place: what brings a training image to its side, at random.
+        place_val: what brings an image for validation to its side.
+        policy: of AutoAugment.
+    """
+
+    train: Dataset[Any]
+    val: Dataset[Any]
+    classes: int
+    channels: int
+    side: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    place: tuple[Any, ...]
+    place_val: tuple[Any, ...]
+    policy: v2.AutoAugmentPolicy
+
+    def train_of(self, row: Row) -> Transformed:
+        steps = [*self.place]
+        if row.autoaugment:
+            steps.append(v2.AutoAugment(self.policy, fill=self._mean_byte))
+        steps.append(v2.PILToTensor())
+        if row.cutout:
+            # the mean of all images is what zero is after normalisation
+            erase = v2.RandomErasing(1.0, (row.cutout, row.cutout), (1.0, 1.0), self._mean_byte)
+            steps.append(erase)
+        return Transformed(self.train, v2.Compose(steps))
+
+    def val_as_is(self) -> Transformed:
+        return Transformed(self.val, v2.Compose([*self.place_val, v2.PILToTensor()]))
+
+    @property
+    def _mean_byte(self) -> list[int]:
+        return [round(255 * mean) for mean in self.mean]
+
+
+class Transformed(Dataset[tuple[Tensor, int]]):
+    def __init__(self, images: Dataset[Any], transform: Callable[[Any], Tensor]) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.images[index]
+        return self.transform(image), int(label)
+
+
+class Arrays(Dataset[tuple[Tensor, int]]):
+    """Images (N, C, H, W) of bytes, in memory."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+
+def load(settings: Settings, data_dir: Path, download: bool = False) -> Source:
+    """The images that the settings name.
+
+    Raises:
+        ValueError: there are no such data, or too few of them.
+        OSError: a folder cannot be read.
+    """
+    if settings.data.startswith(FOLDER):
+        source, labels = _folder(Path(settings.data.removeprefix(FOLDER)).expanduser(), settings.image_size)
+    elif settings.data in NAMES:
+        source, labels = _arrays(settings.data, data_dir, download)
+    else:
+        raise ValueError(f"data must be {', '.join(NAMES)} or folder:DIR, got {settings.data!r}")
+    if settings.limit_train is None:
+        return source
+    if not source.classes <= settings.limit_train <= len(labels):
+        raise ValueError(
+            f"limit_train must be from {source.classes}, one image of each class, to all {len(labels)} of them, "
+            f"got {settings.limit_train}"
+        )
+    part = range(len(labels)) if settings.limit_train == len(labels) else _split(labels, settings.limit_train)[0]
+    return Source(**{**vars(source), "train": Subset(source.train, list(part))})
+
+
+def _split(labels: Sequence[int], first: int | float) -> tuple[list[int], list[int]]:
+    """Two parts with the same share of each class, always the same two."""
+    parts = train_test_split(range(len(labels)), train_size=first, stratify=labels, random_state=SPLIT_SEED)
+    return parts[0], parts[1]
+
+
+# --- arrays ------------------------------------------------------------------------------------------------------
+
+
+def _arrays(name: str, data_dir: Path, download: bool) -> tuple[Source, list[int]]:
+    if name == "digits":
+        (train, labels), (val, val_labels) = _digits()
+        policy, flip = v2.AutoAugmentPolicy.SVHN, []  # a digit in a mirror is another digit, or none
+    elif name == "fashion-mnist":
+        (train, labels), (val, val_labels) = (_fashion_mnist(data_dir, part, download) for part in (True, False))
+        policy, flip = v2.AutoAugmentPolicy.CIFAR10, [v2.RandomHorizontalFlip()]
+    else:
+        (train, labels), (val, val_labels) = (_cifar10(data_dir, part, download) for part in (True, False))
+        policy, flip = v2.AutoAugmentPolicy.CIFAR10, [v2.RandomHorizontalFlip()]
+    side = train.shape[-1]
+    pixels = train.float().div(255)
+    source = Source(
+        train=Arrays(train, labels),
+        val=Arrays(val, val_labels),
+        classes=int(labels.max()) + 1,
+        channels=train.shape[1],
+        side=side,
+        mean=tuple(pixels.mean((0, 2, 3)).tolist()),
+        std=tuple(pixels.std((0, 2, 3)).tolist()),
+        place=(v2.RandomCrop(side, padding=side // 8), *flip),
+        place_val=(),
+        policy=policy,
+    )
+    return source, labels.tolist()
+
+
+Part = tuple[Tensor, Tensor]
+
+
+def _digits() -> tuple[Part, Part]:
+    """1,797 handwritten digits of 8×8; a fifth for validation."""
+    digits = load_digits()
+    # 17 shades of grey
+    images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)[:, None]
+    labels = torch.from_numpy(digits.target)
+    train, val = _split(labels.tolist(), 1.0 - HELD_OUT)
+    return (images[train], labels[train]), (images[val], labels[val])
+
+
+def _fashion_mnist(data_dir: Path, train: bool, download: bool) -> Part:
+    data = _from_torchvision(datasets.FashionMNIST, "fashion-mnist", data_dir, train, download)
+    return data.data[:, None], data.targets
+
+
+def _cifar10(data_dir: Path, train: bool, download: bool) -> Part:
+    part = "train" if train else "test"
+    files = [data_dir / "cifar10" / f"{part}_{what}.npy" for what in ("images", "labels")]
+    if all(file.exists() for file in files):
+        images, labels = (np.load(file) for file in files)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(labels):
+            raise ValueError(
+                f"{files[0]} must hold uint8 images of shape (N, H, W, 3), one for each label of {files[1].name}; it "
+                f"holds {images.dtype} of shape {images.shape}, for {len(labels)} labels"
+            )
+    else:
+        data = _from_torchvision(datasets.CIFAR10, "cifar10", data_dir, train, download)
+        images, labels = data.data, data.targets
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.as_tensor(labels)
+
+
+def _from_torchvision(kind: Any, name: str, data_dir: Path, train: bool, download: bool) -> Any:
+    try:
+        return kind(data_dir, train=train, download=download)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{data_dir} does not hold {name}: --data-dir names where it is, --download gets it"
+        ) from error
+
+
+# --- folders -----------------------------------------------------------------------------------------------------
+
+
+def _folder(path: Path, side: int) -> tuple[Source, list[int]]:
+    """DIR/train/CLASS/* and DIR/val/CLASS/*; or DIR/CLASS/*, of which a fifth of each class is for validation."""
+    if not path.is_dir():
+        raise ValueError(f"there is no folder {path} of images")
+    val_path = next((path / name for name in ("val", "test", "valid") if (path / name).is_dir()), None)
+    if (path / "train").is_dir() != (val_path is not None):
+        raise ValueError(f"{path} must hold train and val, or a folder for each class; it holds one of the two only")
+    if val_path:
+        train, val = (datasets.ImageFolder(part, loader=read_image) for part in (path / "train", val_path))
+        if train.classes != val.classes:
+            only = sorted(set(train.classes) ^ set(val.classes))
+            raise ValueError(f"train and {val_path.name} of {path} must have the same classes; in one: {some(only)}")
+        labels, parts = train.targets, (train, val)
+    else:
+        whole = datasets.ImageFolder(path, loader=read_image)
+        few = [name for name, number in whole.class_to_idx.items() if whole.targets.count(number) < 2]
+        if few:
+            raise ValueError(f"each class of {path} must have two images, one of them to validate on: {some(few)}")
+        kept, held_out = _split(whole.targets, 1.0 - HELD_OUT)
+        labels, parts = [whole.targets[i] for i in kept], (Subset(whole, kept), Subset(whole, held_out))
+        train = whole
+    source = Source(
+        train=parts[0],
+        val=parts[1],
+        classes=len(train.classes),
+        channels=3,
+        side=side,
+        mean=MEAN,
+        std=STD,
+        place=(v2.RandomResizedCrop(side, antialias=True), v2.RandomHorizontalFlip()),
+        place_val=(v2.Resize(round(side * 256 / 224), antialias=True), v2.CenterCrop(side)),
+        policy=v2.AutoAugmentPolicy.IMAGENET,
+    )
+    return source, labels
+
+
+def some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def read_image(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableImageError(f"cannot read the image {path}: {error}") from error

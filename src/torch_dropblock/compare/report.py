@@ -1,0 +1,237 @@
+"""What a study found: means over seeds, differences from the baseline with an interval, a table and two plots.
+
+The interval is Welch's: runs with the same seed share the order of the images, not what chance makes of it, so they
+count as independent, and rows may vary by different amounts.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scipy import stats
+
+from ..figures import ACCENT, GAP, INK, MARGIN, MUTED, house_style
+from .records import Result
+from .rows import BASELINE
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row over its seeds, in percent."""
+
+    row: str
+    top1: list[float]
+    top5: list[float]
+    step_ms: float
+    difference: Difference | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """From the baseline; without an interval where there is one seed only."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
+def lines_of(results: Sequence[Result], order: Sequence[str]) -> list[Line]:
+    """One line for each row of `order` that has a finished run."""
+    by_row = {name: [result for result in results if result["row"] == name] for name in order}
+    baseline = _percent(by_row.get(BASELINE, []), "top1")
+    return [
+        Line(
+            row=name,
+            top1=_percent(runs, "top1"),
+            top5=_percent(runs, "top5"),
+            step_ms=statistics.median(run["step_ms"] for run in runs),
+            difference=_difference(_percent(runs, "top1"), [] if name == BASELINE else baseline),
+        )
+        for name, runs in by_row.items()
+        if runs
+    ]
+
+
+def _percent(runs: Sequence[Result], name: str) -> list[float]:
+    return [100 * run[name] for run in runs if name in run]
+
+
+def _difference(values: list[float], baseline: list[float]) -> Difference | None:
+    if not baseline:
+        return None
+    mean = statistics.mean(values) - statistics.mean(baseline)
+    if min(len(values), len(baseline)) < 2:
+        return Difference(mean)
+    if not any(map(statistics.pstdev, (values, baseline))):
+        return Difference(mean, mean, mean)
+    interval = stats.ttest_ind(values, baseline, equal_var=False).confidence_interval(CONFIDENCE)
+    return Difference(mean, float(interval.low), float(interval.high))
+
+
+# --- table -------------------------------------------------------------------------------------------------------
+
+
+def header(lines: Sequence[Line]) -> list[str]:
+    top5 = ["top-5, %"] if any(line.top5 for line in lines) else []
+    return ["", "top-1, %", *top5, "− baseline", "95 % interval", "seeds", "ms a step"]
+
+
+def cells(line: Line, with_top5: bool) -> list[str]:
+    difference = line.difference
+    has_interval = difference is not None and difference.low is not None
+    return [
+        line.row,
+        spread(line.top1),
+        *([spread(line.top5)] if with_top5 else []),
+        f"{difference.mean:+.2f}" if difference else "",
+        f"{difference.low:+.2f} to {difference.high:+.2f}" if difference and has_interval else "",
+        str(len(line.top1)),
+        f"{line.step_ms:.3g}",
+    ]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and, of several, their standard deviation."""
+    if not values:
+        return ""
+    sd = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{sd}"
+
+
+def markdown(lines: Sequence[Line], about: Sequence[str]) -> str:
+    """The table with what was trained above it and how to read it below."""
+    top = header(lines)
+    with_top5 = any(line.top5 for line in lines)
+    rows = [top, ["---", *("---:" for _ in top[1:])], *(cells(line, with_top5) for line in lines)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n\n".join([*about, table, NOTE]) + "\n"
+
+
+def about(settings: Settings, train: int, val: int, results: Sequence[Result]) -> list[str]:
+    """What was trained, and on what: one paragraph each."""
+    blocks = "as large as the last map, at most 7" if settings.block_size is None else f"of {settings.block_size}"
+    trained = (
+        f"{settings.data}: {train:,} images to train on, {val:,} to validate on. {settings.model}, {settings.epochs} "
+        f"epochs of batches of {settings.batch_size}, SGD with Nesterov momentum 0.9, learning rate "
+        f"{settings.highest_learning_rate:g} ({settings.decay}), weight decay {settings.weight_decay:g}, "
+        f"{settings.precision}. DropBlock: keep_prob {settings.keep_prob:g}, blocks {blocks}, {settings.rate} γ; "
+        f"schedule of all that drops: {settings.curve}. Rows that name another setting have that."
+    )
+    machines = {", ".join(f"{key} {value}" for key, value in result["machine"].items()) for result in results}
+    return [trained, *sorted(machines)]
+
+
+NOTE = (
+    "Mean ± standard deviation over seeds, after the last epoch. Interval: of the difference of means, 95 % of each "
+    "by itself (Welch). Where it holds 0 the runs do not tell the row from the baseline."
+)
+
+
+# --- plots -------------------------------------------------------------------------------------------------------
+
+
+def accuracy_page(lines: Sequence[Line], title: str) -> Figure:
+    """Each run as a dot and each mean as a bar with its interval, beside the baseline."""
+    from matplotlib.figure import Figure
+
+    width, height = 7.6, 1.3 + 0.42 * len(lines)
+    figure = Figure((width, height))
+    left = 0.35 + 0.085 * max(len(line.row) for line in lines)
+    axes = figure.add_axes((left / width, 0.6 / height, (width - left - MARGIN) / width, (height - 1.1) / height))
+    draw_accuracies(axes, lines)
+    figure.text(0.2 / width, 1 - 0.3 / height, title, weight="bold", va="center")
+    return figure
+
+
+def draw_accuracies(axes: Axes, lines: Sequence[Line]) -> Axes:
+    baseline = next((statistics.mean(line.top1) for line in lines if line.row == BASELINE), None)
+    for y, line in enumerate(lines):
+        mean = statistics.mean(line.top1)
+        color = ACCENT if line.row.startswith("dropblock") else INK
+        axes.plot(line.top1, [y] * len(line.top1), "o", color=color, alpha=0.45, markersize=4, markeredgewidth=0)
+        axes.plot([mean], [y], "D", color=color, markersize=6)
+        if baseline is not None and line.difference and line.difference.low is not None:
+            ends = [baseline + line.difference.low, baseline + (line.difference.high or 0.0)]
+            axes.plot(ends, [y, y], color=color, linewidth=1.5)
+    if baseline is not None:
+        axes.axvline(baseline, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+    axes.set(yticks=range(len(lines)), ylim=(len(lines) - 0.5, -0.5))
+    axes.set_yticklabels([line.row for line in lines], color=INK)
+    axes.set_xlabel("top-1, %: runs, their mean, and the 95 % interval of its difference from the baseline")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return axes
+
+
+def curves_page(results: Sequence[Result], order: Sequence[str], title: str) -> Figure:
+    """Training and validation accuracy by epoch, a panel for each row, the baseline's behind."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    names = [name for name in order if any(result["row"] == name for result in results)]
+    columns = min(3, len(names))
+    count = math.ceil(len(names) / columns)
+    width, panel = 9.0, 1.9
+    height = 1.1 + count * (panel + GAP)
+    figure = Figure((width, height))
+    grid = figure.subplots(count, columns, sharex=True, sharey=True, squeeze=False)
+    figure.subplots_adjust(
+        left=0.6 / width, right=1 - 0.2 / width, top=1 - 0.85 / height, bottom=0.5 / height, wspace=0.08, hspace=0.3
+    )
+    behind = [result for result in results if result["row"] == BASELINE]
+    for axes, name in zip(grid.flat, names, strict=False):
+        draw_curves(axes, [result for result in results if result["row"] == name], behind)
+        axes.set_title(name, fontsize=9, loc="left", color=INK)
+    for axes in grid.flat[len(names) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("top-1, %")
+    for axes in grid[-1]:
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.text(0.2 / width, 1 - 0.25 / height, title, weight="bold", va="center")
+    note = "mean over seeds: — validation, ··· training (with what the row does to it); grey: the baseline"
+    figure.text(0.2 / width, 1 - 0.5 / height, note, color=MUTED, fontsize=8.5, va="center")
+    return figure
+
+
+def draw_curves(axes: Axes, runs: Sequence[Result], behind: Sequence[Result]) -> Axes:
+    for group, color, depth in ((behind, "#b9c2cc", 1), (runs, ACCENT, 2)):
+        for name, style in (("top1", "-"), ("train_top1", ":")):
+            epochs, values = mean_curve(group, name)
+            marker = "o" if len(epochs) == 1 else ""
+            axes.plot(epochs, values, linestyle=style, marker=marker, color=color, linewidth=1.4, zorder=depth)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def mean_curve(runs: Sequence[Result], name: str) -> tuple[list[int], list[float]]:
+    """Epochs, and the mean over runs in percent at each that all of them have."""
+    curves = [{int(epoch): value for epoch, value in run["curves"].get(name, [])} for run in runs]
+    epochs = sorted(set.intersection(*map(set, curves))) if curves else []
+    return epochs, [100 * statistics.mean(curve[epoch] for curve in curves) for epoch in epochs]
+
+
+def draw(results: Sequence[Result], order: Sequence[str], title: str, folder: Path) -> list[Path]:
+    """Write both plots and return their paths."""
+    with house_style():
+        pages = {
+            "accuracy.png": accuracy_page(lines_of(results, order), title),
+            "curves.png": curves_page(results, order, title),
+        }
+        for name, page in pages.items():
+            page.savefig(folder / name)
+    return [folder / name for name in pages]

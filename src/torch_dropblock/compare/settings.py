@@ -1,0 +1,121 @@
+"""What all rows of a study have in common, and its presets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .. import checks
+from ..schedule import CURVES
+
+DECAYS = ("cosine", "steps")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
+# The paper's, section 4.1: by what part of the training the learning rate has been divided by 10 once more.
+MILESTONES = (125 / 270, 200 / 270, 250 / 270)
+WARMUP = 5 / 270
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The data, the network and the recipe.
+
+    Args:
+        data: `digits`, `fashion-mnist`, `cifar10` or `folder:DIR`.
+        model: `small`, or the name of one of torchvision's classification ResNets.
+        epochs: passes over the training images.
+        batch_size: images of one step, over all devices.
+        learning_rate: at its highest, for 256 images of a batch; it grows with the batch.
+        decay: `cosine`, or `steps`, which divides by 10 at 125, 200 and 250 of 270 epochs, as the paper does.
+        weight_decay: of all weights.
+        precision: as for Lightning's Trainer.
+        keep_prob: of DropBlock in the last group.
+        block_size: of DropBlock; None is the map of the last group, and at most 7, as in the paper.
+        rate: `exact` or `paper`.
+        curve: of the schedule of every row that drops something.
+        limit_train: train on so many images, the same for all rows and seeds; None is all.
+        image_size: side of an image of a folder after cropping.
+        validate_every: epochs from one validation to the next; the last is after the last epoch.
+    """
+
+    data: str = "digits"
+    model: str = "small"
+    epochs: int = 30
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    decay: str = "cosine"
+    weight_decay: float = 5e-4
+    precision: str = "32-true"
+    keep_prob: float = 0.9
+    block_size: int | None = None
+    rate: str = "exact"
+    curve: str = "linear"
+    limit_train: int | None = None
+    image_size: int = 224
+    validate_every: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "image_size", "validate_every"):
+            checks.whole_number(name, getattr(self, name), at_least=1)
+        for name in ("block_size", "limit_train"):
+            if getattr(self, name) is not None:
+                checks.whole_number(name, getattr(self, name), at_least=1)
+        for name, least in (("learning_rate", "above 0"), ("weight_decay", "at least 0")):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0 or (name == "learning_rate" and value == 0):
+                raise ValueError(f"{name} must be a finite number {least}, got {value!r}")
+        checks.probability("keep_prob", self.keep_prob)
+        checks.rate(self.rate)
+        for name, allowed in (("decay", DECAYS), ("precision", PRECISIONS), ("curve", tuple(CURVES))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+        if self.epochs % self.validate_every:
+            raise ValueError(f"validate_every must divide the {self.epochs} epochs, got {self.validate_every}")
+
+    @property
+    def highest_learning_rate(self) -> float:
+        return self.learning_rate * self.batch_size / 256
+
+    def differences(self, other: dict[str, Any]) -> list[str]:
+        """Where these settings are not those that were written down, in words."""
+        mine = {field.name: getattr(self, field.name) for field in fields(self)}
+        return [
+            f"{name} {other.get(name)!r}, and now {value!r}" for name, value in mine.items() if other.get(name) != value
+        ]
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # a table in two minutes on a laptop
+    "quick": {"epochs": 10, "batch_size": 64},
+    # small images, long enough to overfit
+    "standard": {"epochs": 30, "batch_size": 128},
+    # section 4.1 of the paper, and its code: ImageNet with ResNet-50
+    "paper": {
+        "model": "resnet50",
+        "epochs": 270,
+        "batch_size": 1024,
+        "learning_rate": 0.1,
+        "decay": "steps",
+        "weight_decay": 1e-4,
+        "precision": "bf16-mixed",
+        "keep_prob": 0.9,
+        "block_size": 7,
+    },
+}
+
+
+def settings_of(preset: str | None, **chosen: Any) -> Settings:
+    """A preset with what was chosen otherwise; None stands for what was not.
+
+    Raises:
+        TypeError, ValueError: there is no such preset, or a setting is out of its range.
+    """
+    data = chosen.get("data") or "digits"
+    folder = data.startswith("folder:")
+    if preset is None:
+        preset = "quick" if data == "digits" else "standard"
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return Settings(**({"model": "resnet50" if folder else "small"} | PRESETS[preset] | given))

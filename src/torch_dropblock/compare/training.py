@@ -1,0 +1,203 @@
+"""One run: a row trained with a seed, by Lightning.
+
+All that a run draws follows from its seed, the epoch and the rank alone: order and augmentation of the images, and
+what is dropped. So a run that goes on from the end of an epoch, in whatever process, ends as it would have ended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from ..schedule import KeepProbSchedule
+from . import networks, noise
+from .data import Source
+from .rows import Row
+from .settings import MILESTONES, WARMUP, Settings
+
+# a label that is not counted: it fills the last batch of the ranks that have an image less
+PADDING = -1
+# with so many classes to choose from it says something whether the right one is among five
+CLASSES_FOR_TOP5 = 20
+
+
+class Run(LightningModule):
+    """The network of a row, what it is trained with, and how well it does."""
+
+    def __init__(self, settings: Settings, row: Row, seed: int, source: Source, workers: int) -> None:
+        super().__init__()
+        self.settings, self.row, self.seed, self.source, self.workers = settings, row, seed, source, workers
+        torch.manual_seed(seed)
+        network = networks.build(settings.model, source.classes, source.channels, source.side)
+        self.network = network.to(memory_format=torch.channels_last)
+        if row.noise:
+            last = networks.side_of_last_map(settings.model, source.side)
+            block_size = row.noise.block_size or min(7, last)
+            noise.insert(self.network, row.noise.kind, row.noise.keep_prob, block_size, row.noise.rate)
+        self.loss = nn.CrossEntropyLoss(label_smoothing=row.label_smoothing)
+        self.schedule: KeepProbSchedule | None = None
+        # [epoch, value] by name, and seconds of a step by epoch; part of the checkpoint
+        self.curves: dict[str, list[list[float]]] = {}
+        self.step_seconds: list[float] = []
+        shape = (1, source.channels, 1, 1)
+        self.register_buffer("mean", torch.tensor(source.mean).view(shape) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(source.std).view(shape) * 255, persistent=False)
+        ks = {"top1": 1} | ({"top5": 5} if source.classes >= CLASSES_FOR_TOP5 else {})
+        accuracies = {
+            name: MulticlassAccuracy(source.classes, top_k=k, average="micro", ignore_index=PADDING)
+            for name, k in ks.items()
+        }
+        self.train_metrics = MetricCollection(
+            {"loss": MeanMetric(), "top1": accuracies["top1"].clone()}, prefix="train_"
+        )
+        self.val_loss, self.val_metrics = MeanMetric(), MetricCollection(dict(accuracies))
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = (images.float() - self.mean) / self.std  # type: ignore[operator]
+        logits: Tensor = self.network(pixels.to(memory_format=torch.channels_last))
+        return logits.float()
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        if self.row.noise:
+            steps = int(self.trainer.estimated_stepping_batches)
+            self.schedule = KeepProbSchedule(
+                self.network, steps, curve=self.row.noise.curve, start_step=self.trainer.global_step
+            )
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss: Tensor = self.loss(logits, labels)
+        self.train_metrics["loss"].update(loss.detach())
+        self.train_metrics["top1"].update(logits.detach(), labels)
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        self._epoch_started = time.perf_counter()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.schedule:
+            self.schedule.step()
+        if self.trainer.is_last_batch:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            seconds = time.perf_counter() - self._epoch_started
+            self.step_seconds.append(seconds / self.trainer.num_training_batches)
+
+    def on_train_epoch_end(self) -> None:
+        self._note(self.train_metrics.compute())
+        self.train_metrics.reset()
+
+    def _note(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.curves.setdefault(name, []).append([self.trainer.current_epoch + 1, value.item()])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["measured"] = {"curves": self.curves, "step_seconds": self.step_seconds}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        measured = checkpoint["measured"]
+        self.curves, self.step_seconds = measured["curves"], measured["step_seconds"]
+
+    def configure_optimizers(self) -> Any:
+        settings = self.settings
+        optimizer = torch.optim.SGD(
+            self.parameters(),
+            settings.highest_learning_rate,
+            momentum=0.9,
+            weight_decay=settings.weight_decay,
+            nesterov=True,
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        warmup = max(1, round(WARMUP * steps))
+        rise = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
+        fall: torch.optim.lr_scheduler.LRScheduler
+        if settings.decay == "cosine":
+            fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - warmup))
+        else:
+            milestones = [round(part * steps) - warmup for part in MILESTONES]
+            fall = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
+        scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, fall], [warmup])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # --- validation --------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        logits = self(images)
+        real = labels != PADDING
+        if real.any():
+            self.val_loss.update(nn.functional.cross_entropy(logits[real], labels[real], reduction="none"))
+        self.val_metrics.update(logits, labels)
+
+    def on_validation_epoch_end(self) -> None:
+        self._note({"loss": self.val_loss.compute(), **self.val_metrics.compute()})
+        self.val_loss.reset()
+        self.val_metrics.reset()
+
+    # --- images ------------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Made again for each epoch: from here on all that the epoch draws follows from the numbers hashed here."""
+        epoch, trainer = self.trainer.current_epoch, self.trainer
+        images = self.source.train_of(self.row)
+        order: DistributedSampler[Any] = DistributedSampler(
+            images, trainer.world_size, trainer.global_rank, seed=self.seed
+        )
+        order.set_epoch(epoch)
+        number = hashed(self.seed, epoch, trainer.global_rank)
+        torch.manual_seed(number)
+        return self._loader(images, sampler=order, drop_last=True, worker_init_fn=partial(_seed_worker, number))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        images = self.source.val_as_is()
+        shard = Shard(images, self.trainer.global_rank, self.trainer.world_size)
+        return self._loader(shard)
+
+    def _loader(self, images: Dataset[Any], **options: Any) -> DataLoader[Any]:
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(
+            images,
+            self.settings.batch_size // self.trainer.world_size,
+            num_workers=self.workers,
+            pin_memory=on_gpu,
+            # an iterator draws a seed for its workers, and Lightning makes more of them than there are epochs
+            generator=torch.Generator(),
+            **options,
+        )
+
+
+def _seed_worker(number: int, worker: int) -> None:
+    torch.manual_seed(hashed(number, worker))
+
+
+class Shard(Dataset[tuple[Tensor, int]]):
+    """Every world-th image, and all shards of one length: what is missing is an image with a label not counted."""
+
+    def __init__(self, images: Dataset[Any], rank: int, world: int) -> None:
+        self.images, self.rank, self.world = images, rank, world
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.images) / self.world)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        at = index * self.world + self.rank
+        image, label = self.images[min(at, len(self.images) - 1)]  # type: ignore[arg-type]
+        return image, label if at < len(self.images) else PADDING  # type: ignore[arg-type]
+
+
+def hashed(*numbers: int) -> int:
+    """32 bits, as NumPy's seed has."""
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:4], "big")
