@@ -1,4 +1,4 @@
-"""Sessions that need an environment of their own: `nox -s oldest`."""
+"""What a change must pass, in environments of its own: `nox`, or one of them, as `nox -s oldest`."""
 
 import nox
 
@@ -8,7 +8,31 @@ OLDEST = ("torch==2.8.0", "torchvision==0.23.0")
 
 
 @nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff, and mypy in its strict mode."""
+    session.install("-e", ".[dev]")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+
+
+@nox.session(python="3.10")
 def oldest(session: nox.Session) -> None:
-    """The tests on the oldest torch that is supported; `--force-python 3.10` for the oldest Python as well."""
+    """The tests on the oldest Python and the oldest torch that are supported."""
     session.install(*OLDEST, "-e", ".[test]")
     session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def newest(session: nox.Session) -> None:
+    """The tests on the newest torch that there is, and this Python."""
+    session.install("--upgrade", "--upgrade-strategy", "eager", "-e", ".[test]")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation, strictly, and in a browser where there is one; Python 3.11 or later."""
+    session.install("-e", ".[docs,test]")
+    session.run("python", "website/build.py")
+    session.run("python", "-m", "pytest", "tests/test_website.py", "tests/test_examples.py")

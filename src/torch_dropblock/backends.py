@@ -49,9 +49,10 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         TypeError, ValueError: `name` is none of these. A call that the path cannot serve raises a ValueError too.
 
-    >>> x = torch.ones(4, 8, 28, 28)
-    >>> with use_backend("sparse"):
-    ...     y = drop_block2d(x, 7)
+    Examples:
+        >>> x = torch.ones(4, 8, 28, 28)
+        >>> with use_backend("sparse"):
+        ...     y = drop_block2d(x, 7)
     """
     if name not in NAMES:
         error = ValueError if isinstance(name, str) else TypeError
@@ -187,9 +188,10 @@ def backend_report(
     Raises:
         TypeError, ValueError: as `drop_block2d`, and where `use_backend` asks for a path that cannot serve.
 
-    >>> report = backend_report(torch.ones(4, 8, 28, 28), 7)
-    >>> report.reasons["triton"]  # doctest: +SKIP
-    'it runs on CUDA devices, and the input is on cpu'
+    Examples:
+        >>> report = backend_report(torch.ones(4, 8, 28, 28), 7)
+        >>> report.reasons["triton"]  # doctest: +SKIP
+        'it runs on CUDA devices, and the input is on cpu'
     """
     if dims not in (1, 2, 3):
         raise ValueError(f"dims must be 1, 2 or 3, got {dims!r}")

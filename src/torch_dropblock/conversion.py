@@ -50,10 +50,11 @@ def convert_dropblock(model: nn.Module) -> dict[str, nn.Module]:
     Warns:
         UserWarning: the model has no such layer.
 
-    >>> from torchvision.ops import DropBlock2d as Theirs  # doctest: +SKIP
-    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), Theirs(p=0.1, block_size=7), nn.ReLU())  # doctest: +SKIP
-    >>> convert_dropblock(model)  # doctest: +SKIP
-    {'1': DropBlock2d(block_size=7, keep_prob=0.9, rate='exact', share_channels=False, inplace=False)}
+    Examples:
+        >>> from torchvision.ops import DropBlock2d as Theirs  # doctest: +SKIP
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), Theirs(p=0.1, block_size=7), nn.ReLU())  # doctest: +SKIP
+        >>> convert_dropblock(model)  # doctest: +SKIP
+        {'1': DropBlock2d(block_size=7, keep_prob=0.9, rate='exact', share_channels=False, inplace=False)}
     """
     sites.refuse_wrapped(model, "convert")
     ours: dict[nn.Module, DropBlockNd] = {}

@@ -29,8 +29,9 @@ def drop_block1d(
 ) -> Tensor:
     """Drop contiguous stretches of signals of shape (N, C, L) or (C, L); otherwise as `drop_block2d`.
 
-    >>> drop_block1d(torch.ones(4, 8, 100), 5, keep_prob=0.9).shape
-    torch.Size([4, 8, 100])
+    Examples:
+        >>> drop_block1d(torch.ones(4, 8, 100), 5, keep_prob=0.9).shape
+        torch.Size([4, 8, 100])
     """
     return _drop_block(1, input, block_size, keep_prob, rate, share_channels, training, inplace, generator)
 
@@ -77,10 +78,11 @@ def drop_block2d(
 
     Source: Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018, algorithm 1.
 
-    >>> x = torch.ones(64, 128, 28, 28)
-    >>> y = drop_block2d(x, 7, keep_prob=0.9)
-    >>> round((y == 0).float().mean().item(), 2), round(y.mean().item(), 4)
-    (0.1, 1.0)
+    Examples:
+        >>> x = torch.ones(64, 128, 28, 28)
+        >>> y = drop_block2d(x, 7, keep_prob=0.9)
+        >>> round((y == 0).float().mean().item(), 2), round(y.mean().item(), 4)
+        (0.1, 1.0)
     """
     return _drop_block(2, input, block_size, keep_prob, rate, share_channels, training, inplace, generator)
 
@@ -98,8 +100,9 @@ def drop_block3d(
 ) -> Tensor:
     """Drop contiguous blocks of volumes of shape (N, C, D, H, W) or (C, D, H, W); otherwise as `drop_block2d`.
 
-    >>> drop_block3d(torch.ones(2, 4, 8, 16, 16), (3, 5, 5), keep_prob=0.9).shape
-    torch.Size([2, 4, 8, 16, 16])
+    Examples:
+        >>> drop_block3d(torch.ones(2, 4, 8, 16, 16), (3, 5, 5), keep_prob=0.9).shape
+        torch.Size([2, 4, 8, 16, 16])
     """
     return _drop_block(3, input, block_size, keep_prob, rate, share_channels, training, inplace, generator)
 

@@ -41,10 +41,11 @@ def seed_probability(
 
     Source: Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018, equation 1 (`"paper"`).
 
-    >>> round(seed_probability((28, 28), 7, 0.9), 6)
-    0.003534
-    >>> round(seed_probability((28, 28), 7, 0.9, "paper"), 6)
-    0.003306
+    Examples:
+        >>> round(seed_probability((28, 28), 7, 0.9), 6)
+        0.003534
+        >>> round(seed_probability((28, 28), 7, 0.9, "paper"), 6)
+        0.003306
     """
     size = checks.positive_ints("size", size, None)
     block = clamp(size, checks.positive_ints("block_size", block_size, len(size)))
@@ -63,9 +64,10 @@ def expected_keep_rate(size: int | Sequence[int], block_size: int | Sequence[int
         TypeError: an argument is of the wrong type.
         ValueError: an argument is out of its range.
 
-    >>> gamma = seed_probability((28, 28), 7, 0.5, "paper")
-    >>> round(1 - expected_keep_rate((28, 28), 7, gamma), 2)  # half was asked for
-    0.37
+    Examples:
+        >>> gamma = seed_probability((28, 28), 7, 0.5, "paper")
+        >>> round(1 - expected_keep_rate((28, 28), 7, gamma), 2)  # half was asked for
+        0.37
     """
     size = checks.positive_ints("size", size, None)
     block = clamp(size, checks.positive_ints("block_size", block_size, len(size)))
@@ -87,8 +89,9 @@ def keep_rate_map(size: int | Sequence[int], block_size: int | Sequence[int], se
         TypeError: an argument is of the wrong type.
         ValueError: an argument is out of its range.
 
-    >>> keep_rate_map(5, 3, 0.1)
-    tensor([0.9000, 0.8100, 0.7290, 0.8100, 0.9000], dtype=torch.float64)
+    Examples:
+        >>> keep_rate_map(5, 3, 0.1)
+        tensor([0.9000, 0.8100, 0.7290, 0.8100, 0.9000], dtype=torch.float64)
     """
     size = checks.positive_ints("size", size, None)
     block = clamp(size, checks.positive_ints("block_size", block_size, len(size)))

@@ -62,9 +62,10 @@ def insert_dropblock(
     Warns:
         UserWarning: a pattern, or the function, matches nothing.
 
-    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
-    >>> insert_dropblock(model, "3", block_size=5, keep_prob=0.9)
-    {'3': DropBlock2d(block_size=5, keep_prob=0.9, rate='exact', share_channels=False, inplace=False)}
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
+        >>> insert_dropblock(model, "3", block_size=5, keep_prob=0.9)
+        {'3': DropBlock2d(block_size=5, keep_prob=0.9, rate='exact', share_channels=False, inplace=False)}
     """
     sites.refuse_wrapped(model, "insert")
     if checks.whole_number("dims", dims, at_least=1) not in LAYERS:
@@ -91,10 +92,11 @@ def remove_dropblock(model: nn.Module) -> int:
         RuntimeError: some layers had been lost, as a conversion that replaces modules loses them; the others
             have been taken out then.
 
-    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
-    >>> _ = insert_dropblock(model, "*")
-    >>> remove_dropblock(model)
-    2
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> _ = insert_dropblock(model, "*")
+        >>> remove_dropblock(model)
+        2
     """
     sites.refuse_wrapped(model, "remove layers")
     lost = sites.lost(model)

@@ -62,10 +62,11 @@ class DropBlockNd(nn.Module):
     def set_strength(self, strength: float) -> None:
         """Drop `strength` times the share that was asked for, from none at 0 to all of it at 1: what a schedule does.
 
-        >>> layer = DropBlock2d(7, keep_prob=0.9)
-        >>> layer.set_strength(0.5)
-        >>> layer.keep_prob, layer.target_keep_prob
-        (0.95, 0.9)
+        Examples:
+            >>> layer = DropBlock2d(7, keep_prob=0.9)
+            >>> layer.set_strength(0.5)
+            >>> layer.keep_prob, layer.target_keep_prob
+            (0.95, 0.9)
         """
         strength, target = checks.probability("strength", strength), self._target_keep_prob
         keep_prob = target if strength == 1.0 else 1.0 - strength * (1.0 - target)
@@ -148,12 +149,13 @@ class DropBlock2d(DropBlockNd):
 
     Source: Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018, algorithm 1.
 
-    >>> layer = DropBlock2d(7, keep_prob=0.9)
-    >>> layer
-    DropBlock2d(block_size=7, keep_prob=0.9, rate='exact', share_channels=False, inplace=False)
-    >>> share_dropped = (layer(torch.ones(64, 128, 28, 28)) == 0).float().mean().item()
-    >>> round(share_dropped, 2)
-    0.1
+    Examples:
+        >>> layer = DropBlock2d(7, keep_prob=0.9)
+        >>> layer
+        DropBlock2d(block_size=7, keep_prob=0.9, rate='exact', share_channels=False, inplace=False)
+        >>> share_dropped = (layer(torch.ones(64, 128, 28, 28)) == 0).float().mean().item()
+        >>> round(share_dropped, 2)
+        0.1
     """
 
     dims = 2
@@ -180,8 +182,9 @@ class DropBlock(DropBlock2d):
         TypeError: an argument is of the wrong type.
         ValueError: an argument is out of its range.
 
-    >>> DropBlock(block_size=2).calculate_gamma(torch.ones(1, 8, 16, 16))
-    0.14222222222222222
+    Examples:
+        >>> DropBlock(block_size=2).calculate_gamma(torch.ones(1, 8, 16, 16))
+        0.14222222222222222
     """
 
     def __init__(self, block_size: int | Sequence[int], p: float = 0.5) -> None:

@@ -66,13 +66,14 @@ class KeepProbSchedule:
 
     Source: section 3 of the paper, "Scheduled DropBlock".
 
-    >>> from torch_dropblock import DropBlock2d
-    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), DropBlock2d(7, keep_prob=0.9))
-    >>> schedule = KeepProbSchedule(model, total_steps=100)
-    >>> for _ in range(50):
-    ...     schedule.step()  # after optimizer.step()
-    >>> model[1].keep_prob
-    0.95
+    Examples:
+        >>> from torch_dropblock import DropBlock2d
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), DropBlock2d(7, keep_prob=0.9))
+        >>> schedule = KeepProbSchedule(model, total_steps=100)
+        >>> for _ in range(50):
+        ...     schedule.step()  # after optimizer.step()
+        >>> model[1].keep_prob
+        0.95
     """
 
     def __init__(

@@ -126,14 +126,15 @@ def dropblock_summary(
             layer, or it does not run on an input of this shape.
         RuntimeError: layers that were inserted are no longer there.
 
-    >>> from torch_dropblock import DropBlock2d
-    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), DropBlock2d(7, keep_prob=0.9), nn.ReLU())
-    >>> print(dropblock_summary(model, (1, 3, 30, 30)))
-    after module    map  block  keep_prob  target         γ  drops  mode   ran
-    ──────────────────────────────────────────────────────────────────────────
-    1             28×28    7×7        0.9     0.9  0.003534  10.0%  train  yes
-    <BLANKLINE>
-    The layer drops.
+    Examples:
+        >>> from torch_dropblock import DropBlock2d
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), DropBlock2d(7, keep_prob=0.9), nn.ReLU())
+        >>> print(dropblock_summary(model, (1, 3, 30, 30)))
+        after module    map  block  keep_prob  target         γ  drops  mode   ran
+        ──────────────────────────────────────────────────────────────────────────
+        1             28×28    7×7        0.9     0.9  0.003534  10.0%  train  yes
+        <BLANKLINE>
+        The layer drops.
     """
     found = sites.find_some(model)
     inputs = _inputs(model, input_size)

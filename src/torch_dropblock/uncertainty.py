@@ -31,16 +31,17 @@ def mc_dropblock(model: nn.Module) -> Iterator[nn.Module]:
 
     Source: Gal and Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016, with blocks for units.
 
-    >>> import torch
-    >>> from torch_dropblock import DropBlock2d
-    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), DropBlock2d(3), nn.Flatten(), nn.LazyLinear(10)).eval()
-    >>> x = torch.randn(4, 3, 16, 16)
-    >>> with torch.no_grad(), mc_dropblock(model):
-    ...     probabilities = torch.stack([model(x).softmax(-1) for _ in range(20)])
-    >>> mean = probabilities.mean(0)
-    >>> predictive_entropy = -(mean * mean.log()).sum(-1)
-    >>> predictive_entropy.shape
-    torch.Size([4])
+    Examples:
+        >>> import torch
+        >>> from torch_dropblock import DropBlock2d
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), DropBlock2d(3), nn.Flatten(), nn.LazyLinear(10)).eval()
+        >>> x = torch.randn(4, 3, 16, 16)
+        >>> with torch.no_grad(), mc_dropblock(model):
+        ...     probabilities = torch.stack([model(x).softmax(-1) for _ in range(20)])
+        >>> mean = probabilities.mean(0)
+        >>> predictive_entropy = -(mean * mean.log()).sum(-1)
+        >>> predictive_entropy.shape
+        torch.Size([4])
     """
     layers = [site.layer for site in sites.find_some(model).values()]
     if all(layer.keep_prob == 1.0 for layer in layers):

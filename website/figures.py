@@ -1,0 +1,207 @@
+"""Draw every figure of the documentation into docs/images: `python website/figures.py`.
+
+The pictures of the demo are among them. The same seed draws the same pictures; `--seed` draws others.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from torch_dropblock import expected_keep_rate, figures, reference, seed_probability
+from torch_dropblock.checks import Rate
+from torch_dropblock.demo import Demo
+from torch_dropblock.figures import ACCENT, DROPPED, INK, KEPT, MUTED, caption, percent, share_dropped
+from torch_dropblock.schedule import CURVES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+SIZE, BLOCK = (28, 28), 7
+SHARES = [i / 200 for i in range(201)]
+
+
+def panels(count: int, width: float, height: float, *, left: float = 0.7, bottom: float = 0.6) -> list[Axes]:
+    """Axes side by side, each `width` by `height` inches, with room for a caption, an axis label and its ticks."""
+    gap, head = 0.25, 0.65
+    size = (count * (left + width + gap), head + height + bottom)
+    figure = Figure(figsize=size)
+    boxes = [(left + i * (left + width + gap), bottom, width, height) for i in range(count)]
+    return [figure.add_axes((x / size[0], y / size[1], w / size[0], h / size[1])) for x, y, w, h in boxes]
+
+
+def page_of(axes: Axes) -> Figure:
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    return figure
+
+
+# --- an algorithm in three steps ---------------------------------------------------------------------------------
+
+
+def draw_units(axes: Axes, values: Tensor, colors: Sequence[str]) -> Axes:
+    """Units of a map of shape (H, W), coloured by their value."""
+    height, width = values.shape
+    axes.pcolormesh(values.numpy(), cmap=ListedColormap(colors), vmin=0, vmax=len(colors) - 1, edgecolors="white")
+    axes.set(aspect="equal", xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    return axes
+
+
+def algorithm(seed: int) -> Figure:
+    """Seeds in the valid region, the blocks they grow into, and what is left of a map after normalisation."""
+    side, block = 14, 5
+    valid = side - block + 1
+    gamma = seed_probability((side, side), block, 0.75)
+    seeds = reference.draw_seeds((1, 1, valid, valid), gamma, torch.Generator().manual_seed(seed))
+    kept = reference.kept_mask(seeds, (block, block))[0, 0]
+    left, middle, right = panels(3, 2.2, 2.2, left=0.15, bottom=0.15)
+
+    where = torch.zeros(side, side)
+    where[:valid, :valid] = 1 + seeds[0, 0].float()
+    draw_units(left, where, ["#eceff3", KEPT, ACCENT])
+    caption(left, "Seeds", f"in the valid region, γ = {gamma:.3f}")
+
+    draw_units(middle, kept.int(), [DROPPED, KEPT])
+    for row, column in seeds[0, 0].nonzero().tolist():
+        middle.add_patch(Rectangle((column, row), block, block, fill=False, edgecolor=ACCENT, linewidth=1.4))
+        middle.add_patch(Rectangle((column, row), 1, 1, color=ACCENT))
+    middle.set(xlim=(-0.05, side + 0.05), ylim=(side + 0.05, -0.05))
+    caption(middle, "Blocks", f"{percent(share_dropped(kept))} dropped")
+
+    scale = kept.numel() / int(kept.sum())
+    draw_units(right, kept.int(), ["#f4f5f7", "#8db8dd"])
+    caption(right, "What is kept, scaled", f"× {kept.numel()} / {int(kept.sum())} = {scale:.2f}")
+    return page_of(left)
+
+
+# --- the probability of a seed -----------------------------------------------------------------------------------
+
+
+def drops(keep_prob: float, rate: Rate) -> float:
+    return 1 - expected_keep_rate(SIZE, BLOCK, seed_probability(SIZE, BLOCK, keep_prob, rate))
+
+
+def asked_and_dropped() -> Figure:
+    """The share that is dropped against the share asked for, and γ, for both rates."""
+    left, right = panels(2, 2.7, 2.7)
+    lines: tuple[tuple[Rate, str, str], ...] = (("exact", "exact γ", INK), ("paper", "γ of equation 1", ACCENT))
+    for rate, name, color in lines:
+        left.plot([100 * s for s in SHARES], [100 * drops(1 - s, rate) for s in SHARES], color=color, label=name)
+        gammas = [seed_probability(SIZE, BLOCK, 1 - s, rate) for s in SHARES[1:-1]]
+        right.plot([100 * s for s in SHARES[1:-1]], gammas, color=color, label=name)
+    half = 100 * drops(0.5, "paper")
+    left.plot([50, 50], [half, 50], color=MUTED, linewidth=1, linestyle=(0, (3, 2)))
+    left.annotate(f"{half:.0f} %", (50, half), xytext=(6, -12), textcoords="offset points", color=ACCENT)
+    left.annotate("50 %", (50, 50), xytext=(-34, 3), textcoords="offset points", color=INK)
+    left.set(xlim=(0, 100), ylim=(0, 100), xlabel="asked: share dropped, %", ylabel="dropped, %", aspect="equal")
+    right.set(xlim=(0, 100), yscale="log", xlabel="asked: share dropped, %", ylabel="γ")
+    for axes, name in ((left, "What is dropped"), (right, "The seed probability")):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e3e7ec", linewidth=0.8)
+        axes.legend(frameon=False, loc="upper left")
+        caption(axes, name, f"map of {SIZE[0]}×{SIZE[1]}, blocks of {BLOCK}×{BLOCK}")
+    return page_of(left)
+
+
+def gaps(seed: int) -> Figure:
+    """Exponential gaps laid on a line, each rounded up to a position: the seeds of a sequence of units."""
+    gamma, units = 0.12, 40
+    generator = torch.Generator().manual_seed(seed + 1)
+    mean = -1 / torch.log1p(torch.tensor(-gamma)).item()
+    positions, position = [], -1
+    while True:
+        gap = torch.empty(1).exponential_(generator=generator).item() * mean
+        position += 1 + int(gap)
+        if position >= units:
+            break
+        positions.append((position, gap))
+    (axes,) = panels(1, 7.2, 0.9, left=0.2, bottom=0.1)
+    colors = [ACCENT if unit in {p for p, _ in positions} else KEPT for unit in range(units)]
+    axes.bar(range(units), 1, width=0.92, align="edge", color=colors)
+    last = -1
+    for position, gap in positions:
+        middle = (last + 1 + position + 1) / 2
+        arrow = {"arrowstyle": "->", "color": MUTED, "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", (position + 0.92, 1.25), (last + 1, 1.25), arrowprops=arrow)
+        axes.text(middle, 1.4, f"{1 + int(gap)}", ha="center", color=INK, fontsize=9)
+        last = position
+    axes.set(xlim=(0, units), ylim=(0, 1.9), xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    caption(axes, "One number for each seed", f"gaps 1 + ⌊E / λ⌋ between seeds, γ = {gamma}")
+    return page_of(axes)
+
+
+# --- block sizes and schedules -----------------------------------------------------------------------------------
+
+
+def from_dropout_to_whole_planes() -> Figure:
+    """How the blocks of a plane are spread, from Dropout (block 1) to whole planes (block 28), with the same share."""
+    blocks = range(1, SIZE[0] + 1)
+    gammas = [seed_probability(SIZE, b, 0.9) for b in blocks]
+    seeds = [g * (SIZE[0] - b + 1) ** 2 for g, b in zip(gammas, blocks, strict=True)]
+    untouched = [(1 - g) ** ((SIZE[0] - b + 1) ** 2) for g, b in zip(gammas, blocks, strict=True)]
+    left, right = panels(2, 2.7, 2.2)
+    left.plot(blocks, seeds, color=INK, marker="o", markersize=3)
+    left.set(yscale="log", xlabel="block size", ylabel="seeds in a plane, mean")
+    right.plot(blocks, [100 * p for p in untouched], color=INK, marker="o", markersize=3)
+    right.set(ylim=(0, 100), xlabel="block size", ylabel="planes left whole, %")
+    for axes, name in ((left, "Fewer, larger blocks"), (right, "More planes left whole")):
+        axes.set(xlim=(0, SIZE[0] + 1), xticks=[1, 7, 14, 21, 28])
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e3e7ec", linewidth=0.8)
+        caption(axes, name, f"map of {SIZE[0]}×{SIZE[1]}, a tenth dropped")
+    return page_of(left)
+
+
+def curves() -> Figure:
+    """keep_prob over the training, for each curve of the schedule."""
+    (axes,) = panels(1, 5.4, 2.4, left=0.95)
+    styles = ((INK, "-"), (ACCENT, "-"), (MUTED, "--"), ("#6b8fb5", "-."))
+    for (name, curve), (color, line) in zip(CURVES.items(), styles, strict=True):
+        axes.plot([100 * p for p in SHARES], [1 - 0.1 * curve(p) for p in SHARES], line, color=color, label=name)
+    axes.set(xlim=(0, 100), ylim=(0.89, 1.003), xlabel="progress of the training, %", ylabel="keep_prob")
+    axes.set_yticks([0.9, 0.925, 0.95, 0.975, 1.0])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e3e7ec", linewidth=0.8)
+    axes.legend(frameon=False, loc="upper right")
+    caption(axes, "keep_prob in a training", "of a layer made with keep_prob 0.9")
+    return page_of(axes)
+
+
+def pages(seed: int) -> dict[str, Figure]:
+    """Every figure by file name; to be called, and saved, inside `figures.house_style()`."""
+    return Demo(seed).pages() | {
+        "algorithm.png": algorithm(seed),
+        "asked-and-dropped.png": asked_and_dropped(),
+        "gaps.png": gaps(seed),
+        "limits.png": from_dropout_to_whole_planes(),
+        "schedule.png": curves(),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Draw every figure of the documentation.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=IMAGES, metavar="DIR")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    with figures.house_style():
+        for name, page in pages(options.seed).items():
+            # the version of matplotlib would make another file of the same picture
+            page.savefig(options.out / name, metadata={"Software": None})
+            print(options.out / name)
+
+
+if __name__ == "__main__":
+    main()
