@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md and README.md, from the rows in benchmarks/results.
+"""The tables of docs/performance.md, docs/compare.md and README.md, from committed rows.
 
     torch-dropblock bench --json benchmarks/results/layer-cpu-1.json
     python benchmarks/resnet50_step.py --json benchmarks/results/resnet50-cpu-1.json
@@ -6,12 +6,16 @@
     python benchmarks/resnet50_step.py --json benchmarks/results/resnet50-kept-memory-cpu-1.json
     python benchmarks/tables.py
 
+The table of docs/compare.md comes from a folder in results, which `torch-dropblock compare` has filled; its settings.json
+and rows say how.
+
 Runs of one kind are numbered. A cell is the median over runs, with the smallest and the largest of them.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,6 +100,17 @@ def gpu_tables() -> str:
     return "\n\n".join(parts)
 
 
+def comparison(folder: Path) -> str:
+    """The table of a study, and its plots, which go where the documentation finds them."""
+    pictures = {"accuracy": "Top-1 of each run and the mean of each row", "curves": "Top-1 by epoch, a panel a row"}
+    parts = [(folder / "table.md").read_text(encoding="utf-8").strip()]
+    for name, what in pictures.items():
+        target = ROOT / "docs" / "images" / f"compare-{folder.name}-{name}.png"
+        shutil.copyfile(folder / f"{name}.png", target)
+        parts.append(f"![{what}](images/{target.name})")
+    return "\n\n".join(parts)
+
+
 def write(page: Path, name: str, content: str) -> None:
     page.write_text(between_markers(page.read_text(encoding="utf-8"), content, name), encoding="utf-8")
 
@@ -108,6 +123,8 @@ def main() -> None:
     write(page, "layers", f"{layer_table(layers)}\n\n{layers_note}.")
     write(page, "steps", f"{step_table(steps)}\n\n{steps_note}.")
     write(page, "kept", f"{step_table(kept)}\n\n{steps_note}.")
+    for folder in sorted(path.parent for path in ROOT.glob("results/*/table.md")):
+        write(ROOT / "docs" / "compare.md", f"compare:{folder.name}", comparison(folder))
     if rows_of("layer-gpu"):
         write(ROOT / "docs" / "kernel.md", "gpu", gpu_tables())
     write(ROOT / "README.md", "cost", f"{summary_table(layers)}\n\n{layers_note}.")
