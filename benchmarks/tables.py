@@ -6,8 +6,8 @@
     python benchmarks/resnet50_step.py --json benchmarks/results/resnet50-kept-memory-cpu-1.json
     python benchmarks/tables.py
 
-The table of docs/compare.md comes from a folder in results, which `torch-dropblock compare` has filled; its settings.json
-and rows say how.
+The table of docs/compare.md comes from a folder in results, which `torch-dropblock compare` has filled; its
+settings.json and results.jsonl say how.
 
 Runs of one kind are numbered. A cell is the median over runs, with the smallest and the largest of them.
 """
