@@ -26,7 +26,7 @@ ROWS = (
 )
 
 
-NAME_WIDTH = 20  # of a row in the table, of which the paper's have room in 80 columns
+NAME_WIDTH = 16  # of a row in the table, so that the paper's have room in 80 columns
 
 
 def _in(panel: str, *flags: str, metavar: str, help: str, **options: Any) -> Any:
@@ -211,6 +211,7 @@ def compare(
         lines = report.lines_of(results, asked)
         with_top5 = any(line.top5 for line in lines)
         table = new_table(*report.header(lines))
+        table.pad_edge = False
         for line in lines:
             name, *values = report.cells(line, with_top5)
             table.add_row(report.wrapped(name, NAME_WIDTH), *values)
@@ -218,7 +219,7 @@ def compare(
         console.print(title, style="bold")
         # whole, where it is wider than the terminal or what a log takes for one
         width = max(console.width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
-        console.print(table, width=width, crop=False, soft_wrap=True)
+        Console(highlight=False, width=width).print(table)
         console.print(report.NOTE + "\n")
         about = report.about(settings, len(source.train), len(source.val), results)  # type: ignore[arg-type]
         print_path(console, records.write("table.md", report.markdown(lines, about)))
