@@ -96,7 +96,7 @@ def test_without_a_baseline_there_is_no_difference():
 
 
 def test_markdown():
-    found = results(baseline=[0.5, 0.6], dropout=[0.6, 0.7]) + [result("cutout", 0, 0.4)]
+    found = [*results(baseline=[0.5, 0.6], dropout=[0.6, 0.7]), result("cutout", 0, 0.4)]
     lines = report.lines_of(found, ["baseline", "dropout", "cutout"])
     half = stats.t.isf(0.025, 2) * 10 / math.sqrt(2)
     assert report.markdown(lines, ["about"]).splitlines() == [

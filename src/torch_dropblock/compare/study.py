@@ -35,6 +35,7 @@ PATIENCE = 12.0
 NOT_FOR_USERS = (
     ".*does not have many workers.*",
     ".*exists and is not empty.*",  # the folder of the checkpoint that a run goes on from
+    ".*dirpath has changed.*",  # the directory of the study was moved
     ".*number of training batches.*",  # below the interval of a logger that there is not
     ".*LeafSpec.*",  # Lightning's own use of PyTorch
     ".*AMP with fp16 is not supported on CPU.*",  # which is an error here
