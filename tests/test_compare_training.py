@@ -58,7 +58,9 @@ def fit(path, name="baseline", seed=0, workers=0, checkpoint=None, stop=None, **
 
 @pytest.fixture(scope="module")
 def cosine(tmp_path_factory):
-    return fit(tmp_path_factory.mktemp("cosine"), "dropblock", epochs=5, learning_rate=1.0, batch_size=20, limit_train=160)
+    return fit(
+        tmp_path_factory.mktemp("cosine"), "dropblock", epochs=5, learning_rate=1.0, batch_size=20, limit_train=160
+    )
 
 
 def test_the_learning_rate_rises_and_falls_as_half_a_cosine(cosine):
@@ -90,9 +92,8 @@ def test_keep_prob_follows_the_schedule_from_the_first_step_to_the_last(cosine):
 
 def test_curves_have_a_value_for_each_epoch(cosine):
     _, run = cosine
-    assert {name: [epoch for epoch, _ in curve] for name, curve in run.curves.items()} == dict.fromkeys(
-        ("loss", "top1", "train_loss", "train_top1"), list(range(1, 6))
-    )
+    assert set(run.curves) == {"loss", "top1", "train_loss", "train_top1"}
+    assert all([epoch for epoch, _ in curve] == [1, 2, 3, 4, 5] for curve in run.curves.values())
     assert len(run.step_seconds) == 5
     assert 0 < sum(run.step_seconds) * 8 < run.seconds
 
