@@ -312,7 +312,7 @@ def free_port():
 @needs_gloo
 def test_torchruns_two_processes_find_what_one_finds(tmp_path):
     """With the same batch in all. One run after the other, each written once."""
-    recipe = {"epochs": 4, "batch_size": 48, "limit_train": 1200, "seeds": 2}
+    recipe = {"epochs": 4, "batch_size": 24, "limit_train": 600, "seeds": 2}
     process = start(*studies.arguments(tmp_path / "two", **recipe), before=[*TORCHRUN, free_port()])
     study(tmp_path / "one", **recipe).run()
     code, out, err = finish(process)
@@ -322,8 +322,9 @@ def test_torchruns_two_processes_find_what_one_finds(tmp_path):
     assert list(two) == list(one) == [("baseline", 0), ("baseline", 1)]
     assert {result["processes"] for result in two.values()} == {2}
     means = [statistics.mean(result["top1"] for result in runs.values()) for runs in (one, two)]
-    print(means)
-    assert abs(means[0] - means[1]) < 0.1
+    # of eight seeds of this recipe the standard deviation is 0.031, and so is the standard error of this difference
+    assert abs(means[0] - means[1]) < 4 * 0.031
+    assert min(means) > 0.7
 
 
 @needs_gloo
@@ -334,13 +335,13 @@ def test_the_processes_that_devices_starts_count_each_image_once(tmp_path):
     for part, number in (("train", 60), ("test", 41)):
         np.save(tmp_path / "cifar10" / f"{part}_images.npy", draw.integers(0, 256, (number, 32, 32, 3), dtype=np.uint8))
         np.save(tmp_path / "cifar10" / f"{part}_labels.npy", np.arange(number) % 10)
-    options = {"data": "cifar10", "data_dir": tmp_path, "devices": 2, "batch_size": 20, "limit_train": 60, "seeds": 2}
+    options = {"data": "cifar10", "data_dir": tmp_path, "devices": 2, "batch_size": 30, "limit_train": 60, "seeds": 2}
     path = tmp_path / "out"
-    code, _, err = finish(start(*studies.arguments(path, "dropblock", **options), "--save-weights"))
+    code, _, err = finish(start(*studies.arguments(path, **options), "--save-weights"))
     assert code == 0, err
     found = results(path)
-    assert list(found) == [(row, seed) for seed in range(2) for row in ("baseline", "dropblock")]
-    assert (path / "results.jsonl").read_text().count("\n") == 4
+    assert list(found) == [("baseline", 0), ("baseline", 1)]
+    assert (path / "results.jsonl").read_text().count("\n") == 2
     source = data.load(Settings(data="cifar10"), tmp_path)
     for seed in range(2):
         check_weights(path, source, "small", f"baseline-seed{seed}.pt", ("baseline", seed))

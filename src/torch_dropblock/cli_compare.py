@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
 
 from . import checks
 from .terminal import new_console, new_table, print_path
@@ -229,19 +231,23 @@ def compare(
         raise typer.Exit(130)
 
 
+# of the numbers to the right of the progress bar, and of the least bar
+NUMBERS_WIDTH = 55
+
+
 class Watch:
     """The progress of a study: a bar in a terminal, a line for each finished run elsewhere."""
 
     def __init__(self, console: Console, quiet: bool) -> None:
         self.console, self.quiet = console, quiet
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
-            MofNCompleteColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn("steps,"),
-            TimeElapsedColumn(),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
             TextColumn("so far,"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             TextColumn("left"),
             console=console,
             transient=True,
@@ -265,8 +271,10 @@ class Watch:
         self.progress.update(self.task, total=unfinished * steps)
 
     def run_starts(self, row: Row, seed: int, steps_done: int) -> None:
-        description = f"run {self._number + 1} of {self._runs}: {row.name}, seed {seed}"
-        self.progress.update(self.task, description=description)
+        number = min(self._number + 1, self._runs)
+        what = Text(f"run {number} of {self._runs}: {row.name}, seed {seed}")
+        what.truncate(max(20, self.progress.console.width - NUMBERS_WIDTH), overflow="ellipsis")
+        self.progress.update(self.task, description=what.plain)
         self._done = steps_done
         self._leave_out(steps_done)
 
