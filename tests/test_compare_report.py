@@ -118,6 +118,12 @@ def test_top5_has_a_column_where_there_is_any():
     assert report.cells(lines[0], with_top5=True)[:3] == ["baseline", "50.00", "80.00"]
 
 
+@pytest.mark.parametrize(("step_ms", "text"), [(0.1234, "0.123"), (12.34, "12.3"), (99.96, "100"), (2261.7, "2262")])
+def test_milliseconds_are_plain_numbers(step_ms, text):
+    (line,) = report.lines_of([result("baseline", 0, 0.5) | {"step_ms": step_ms}], ["baseline"])
+    assert report.cells(line, with_top5=False)[-1] == text
+
+
 def test_it_says_what_was_trained_and_on_what():
     settings = Settings(data="cifar10", epochs=7, block_size=5, learning_rate=0.2, batch_size=256)
     found = [result("baseline", seed, 0.5) for seed in range(2)] + [

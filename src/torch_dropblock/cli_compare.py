@@ -232,7 +232,7 @@ def compare(
 
 
 # of the numbers to the right of the progress bar, and of the least bar
-NUMBERS_WIDTH = 55
+NUMBERS_WIDTH = 52
 
 
 class Watch:
@@ -271,10 +271,10 @@ class Watch:
         self.progress.update(self.task, total=unfinished * steps)
 
     def run_starts(self, row: Row, seed: int, steps_done: int) -> None:
-        number = min(self._number + 1, self._runs)
-        what = Text(f"run {number} of {self._runs}: {row.name}, seed {seed}")
-        what.truncate(max(20, self.progress.console.width - NUMBERS_WIDTH), overflow="ellipsis")
-        self.progress.update(self.task, description=what.plain)
+        number = f"{min(self._number + 1, self._runs)}/{self._runs}"
+        name, numbers = Text(row.name), f" {number} , seed {seed}"
+        name.truncate(max(10, self.progress.console.width - NUMBERS_WIDTH - len(numbers)), overflow="ellipsis")
+        self.progress.update(self.task, description=f"{number} {name.plain}, seed {seed}")
         self._done = steps_done
         self._leave_out(steps_done)
 

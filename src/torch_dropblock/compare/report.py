@@ -104,7 +104,7 @@ def cells(line: Line, with_top5: bool) -> list[str]:
         f"{difference.mean:+.2f}" if difference else "",
         f"{difference.low:+.2f} to {difference.high:+.2f}" if difference and has_interval else "",
         str(len(line.top1)),
-        f"{line.step_ms:.3g}",
+        f"{line.step_ms:.0f}" if line.step_ms >= 100 else f"{line.step_ms:.3g}",
     ]
 
 
