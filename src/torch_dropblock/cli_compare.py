@@ -5,14 +5,14 @@ What needs Lightning, torchvision and scikit-learn is imported when the command 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
 
 from . import checks
 from .terminal import new_console, new_table, print_path
@@ -21,11 +21,22 @@ if TYPE_CHECKING:
     from .compare.records import Result
     from .compare.rows import Row
 
-ROWS = "baseline, dropout, droppath, spatial-dropout, cutout, autoaugment, label-smoothing, dropblock"
+ROWS = (
+    "Of baseline, dropout, droppath, spatial-dropout, cutout, autoaugment, label-smoothing and dropblock, joined by +, "
+    "with options after a colon, as in dropblock:block_size=3+cutout. Options: keep_prob and curve of what drops, "
+    "block_size and rate of dropblock, area of cutout, amount of label-smoothing."
+)
+
+
+NAME_WIDTH = 16  # of a row in the table, so that the paper's have room in 80 columns
 
 
 def _in(panel: str, *flags: str, metavar: str, help: str, **options: Any) -> Any:
     return typer.Option(*flags, metavar=metavar, help=help, rich_help_panel=panel, **options)
+
+
+def _recipe(metavar: str, help: str, default: str) -> Any:
+    return _in(RECIPE, metavar=metavar, help=help, show_default=default)
 
 
 WHAT, RECIPE, WHERE = "What is compared", "How it is trained", "Where"
@@ -40,57 +51,89 @@ def compare(
             "--rows",
             "-r",
             metavar="R,R,…",
-            help=f"Of {ROWS}; joined by +, with options: dropblock:block_size=3+cutout.",
+            help=ROWS,
+            show_default="the paper's nine",
         ),
     ] = None,
-    seeds: Annotated[int, _in(WHAT, min=1, metavar="N", help="Runs of each row, with seeds 0 to N - 1.")] = 3,
+    seeds: Annotated[int, _in(WHAT, metavar="N", help="Runs of each row, with seeds 0 to N - 1.")] = 3,
     model: Annotated[
-        str | None, _in(WHAT, metavar="M", help="small, or a classification ResNet of torchvision, such as resnet18.")
+        str | None,
+        _in(
+            WHAT,
+            metavar="M",
+            help="small, or a classification ResNet of torchvision, such as resnet18.",
+            show_default="small; resnet50 for folders",
+        ),
     ] = None,
     limit_train: Annotated[
-        int | None, _in(WHAT, metavar="N", help="Train on N images only, the same for all runs.")
+        int | None,
+        _in(WHAT, metavar="N", help="Train on N images only, the same for all runs.", show_default="all"),
     ] = None,
     keep_prob: Annotated[
-        float | None, _in(WHAT, "--keep-prob", "-k", metavar="P", help="Of DropBlock in the last group. [default: 0.9]")
+        float | None,
+        _in(WHAT, "--keep-prob", "-k", metavar="P", help="Of DropBlock in the last group.", show_default="0.9"),
     ] = None,
     block_size: Annotated[
         int | None,
-        _in(WHAT, "--block-size", "-b", metavar="N", help="Of DropBlock. [default: the last map's side, at most 7]"),
+        _in(
+            WHAT,
+            "--block-size",
+            "-b",
+            metavar="N",
+            help="Of DropBlock.",
+            show_default="the side of the last map, at most 7",
+        ),
     ] = None,
-    rate: Annotated[str | None, _in(WHAT, metavar="exact|paper", help="γ of DropBlock. [default: exact]")] = None,
+    rate: Annotated[
+        str | None,
+        _in(
+            WHAT,
+            metavar="exact|paper",
+            help="exact drops what is asked; paper uses the paper's formula.",
+            show_default="exact",
+        ),
+    ] = None,
     curve: Annotated[
         str | None,
-        _in(WHAT, metavar="C", help="linear, cosine, constant or step: how what drops grows. [default: linear]"),
+        _in(
+            WHAT,
+            metavar="C",
+            help="How the share that is dropped grows: linear, cosine, constant or step.",
+            show_default="linear",
+        ),
     ] = None,
     preset: Annotated[
         str | None,
         _in(
             RECIPE,
             metavar="P",
-            help="quick: 10 epochs. standard: 30. paper: the paper's for ImageNet, 270 epochs of ResNet-50. "
-            "[default: quick for digits, standard otherwise]",
+            help="quick: 10 epochs, batches of 64. standard: 30 of 128. paper: the paper's recipe for ImageNet, "
+            "ResNet-50 and 270 epochs of 1024. The options below change it.",
+            show_default="quick for digits, else standard",
         ),
     ] = None,
-    epochs: Annotated[int | None, _in(RECIPE, metavar="N", help="Passes over the training images.")] = None,
-    batch_size: Annotated[int | None, _in(RECIPE, metavar="N", help="Images of a step, over all devices.")] = None,
+    epochs: Annotated[int | None, _recipe("N", "Passes over the training images.", "the preset's")] = None,
+    batch_size: Annotated[int | None, _recipe("N", "Images of a step, over all devices.", "the preset's")] = None,
     learning_rate: Annotated[
-        float | None, _in(RECIPE, metavar="F", help="The highest, for 256 images of a batch. [default: 0.1]")
+        float | None, _recipe("F", "The highest, for a batch of 256; it grows with the batch.", "0.1")
     ] = None,
-    weight_decay: Annotated[float | None, _in(RECIPE, metavar="F", help="Of all weights.")] = None,
-    decay: Annotated[str | None, _in(RECIPE, metavar="cosine|steps", help="How the learning rate falls.")] = None,
+    weight_decay: Annotated[float | None, _recipe("F", "Of all weights.", "0.0005; of paper 0.0001")] = None,
+    decay: Annotated[
+        str | None, _recipe("cosine|steps", "How the learning rate falls.", "cosine; of paper steps")
+    ] = None,
     precision: Annotated[
-        str | None, _in(RECIPE, metavar="P", help="32-true, bf16-mixed, 16-mixed or 64-true. [default: 32-true]")
+        str | None, _recipe("P", "32-true, bf16-mixed, 16-mixed or 64-true.", "32-true; of paper bf16-mixed")
     ] = None,
-    image_size: Annotated[
-        int | None, _in(RECIPE, metavar="N", help="Side of the images of a folder. [default: 224]")
-    ] = None,
-    validate_every: Annotated[
-        int | None, _in(RECIPE, metavar="N", help="Epochs between validations. [default: 1]")
-    ] = None,
+    image_size: Annotated[int | None, _recipe("N", "Side of the images of a folder.", "224")] = None,
+    validate_every: Annotated[int | None, _recipe("N", "Epochs between validations.", "1")] = None,
     accelerator: Annotated[str, _in(WHERE, metavar="A", help="As for Lightning: auto, cpu, gpu, …")] = "auto",
-    devices: Annotated[int, _in(WHERE, min=1, metavar="N", help="Devices of a node.")] = 1,
-    nodes: Annotated[int, _in(WHERE, min=1, metavar="N", help="Number of nodes.")] = 1,
-    workers: Annotated[int, _in(WHERE, min=0, metavar="N", help="Processes of a device that load images.")] = 0,
+    devices: Annotated[
+        int | None, _in(WHERE, metavar="N", help="Devices of a node.", show_default="torchrun's, else 1")
+    ] = None,
+    nodes: Annotated[
+        int | None, _in(WHERE, metavar="N", help="Number of nodes.", show_default="torchrun's, else 1")
+    ] = None,
+    workers: Annotated[int, _in(WHERE, metavar="N", help="Processes of a device that load images.")] = 0,
     data_dir: Annotated[Path, _in(WHERE, metavar="DIR", help="Folder of fashion-mnist and cifar10.")] = Path("data"),
     download: Annotated[
         bool, typer.Option("--download", rich_help_panel=WHERE, help="Get them, if they are not there.")
@@ -123,6 +166,7 @@ def compare(
     from .compare.rows import TABLE_1, parsed
     from .compare.settings import settings_of
 
+    checks.whole_number("seeds", seeds, at_least=1)
     settings = settings_of(
         preset,
         data=data,
@@ -143,22 +187,15 @@ def compare(
     )
     chosen = parsed(rows.split(",") if rows else TABLE_1, settings)
     networks.checked(settings.model)
+    launched = study.launched_with()
+    machine = study.Machine(accelerator, devices or launched[0], nodes or launched[1], workers)
     source = images.load(settings, data_dir, download)
     records = Records(out, settings)
     console = new_console()
     is_first = study.is_first_process()
-    with Watch(console, quiet=not is_first) as watch:
-        work = study.Study(
-            settings,
-            chosen,
-            range(seeds),
-            source,
-            records,
-            watch,
-            study.Machine(accelerator, devices, nodes, workers),
-            save_weights=save_weights,
-        )
-        watch.expect(work.runs, work.unfinished, work.steps_of_a_run)
+    with Watch(Console(stderr=True), quiet=not is_first) as watch:
+        work = study.Study(settings, chosen, range(seeds), source, records, watch, machine, save_weights=save_weights)
+        watch.expect(len(work.runs), len(work.unfinished), work.steps_of_a_run)
         try:
             work.run()
             stopped = False
@@ -170,23 +207,32 @@ def compare(
     results = [result for result in records.results() if result["row"] in asked and result["seed"] < seeds]
     unfinished = len(work.unfinished)
     if unfinished:
-        console.print(f"{unfinished} of {len(work.runs)} runs are not finished: the same command goes on with them.")
+        what_now = "the same command goes on with them" if stopped else "another command is at work on them"
+        console.print(f"{unfinished} of {len(work.runs)} runs are not finished: {what_now}.")
     if results:
         lines = report.lines_of(results, asked)
         with_top5 = any(line.top5 for line in lines)
         table = new_table(*report.header(lines))
+        table.pad_edge = False
         for line in lines:
-            table.add_row(*report.cells(line, with_top5))
-        title = f"{settings.data}, {settings.model}, {settings.epochs} epochs"
+            name, *values = report.cells(line, with_top5)
+            table.add_row(report.wrapped(name, NAME_WIDTH), *values)
+        title = report.title_of(settings)
         console.print(title, style="bold")
-        console.print(table)
+        # whole, where it is wider than the terminal or what a log takes for one
+        width = max(console.width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
+        Console(highlight=False, width=width).print(table)
         console.print(report.NOTE + "\n")
         about = report.about(settings, len(source.train), len(source.val), results)  # type: ignore[arg-type]
         print_path(console, records.write("table.md", report.markdown(lines, about)))
-        for path in report.draw(results, asked, title, out):
-            print_path(console, path)
+        for name, picture in report.draw(results, asked, title).items():
+            print_path(console, records.write(name, picture))
     if stopped:
         raise typer.Exit(130)
+
+
+# of the numbers to the right of the progress bar, and of the least bar
+NUMBERS_WIDTH = 52
 
 
 class Watch:
@@ -195,21 +241,22 @@ class Watch:
     def __init__(self, console: Console, quiet: bool) -> None:
         self.console, self.quiet = console, quiet
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn("steps,"),
-            TimeElapsedColumn(),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
             TextColumn("so far,"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             TextColumn("left"),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
-            disable=quiet,
+            disable=quiet or not console.is_terminal,
             speed_estimate_period=300,
+            expand=True,
         )
         self.task = self.progress.add_task("starting", total=None)
-        self._steps = 0
+        self._runs = self._number = self._steps = self._done = 0
 
     def __enter__(self) -> Watch:
         self.progress.start()
@@ -218,25 +265,37 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def expect(self, runs: Sequence[tuple[Row, int]], unfinished: Sequence[tuple[Row, int]], steps: int) -> None:
-        self.runs, self._steps = len(runs), steps
-        self.progress.update(self.task, total=len(unfinished) * steps)
+    def expect(self, runs: int, unfinished: int, steps: int) -> None:
+        """Of so many runs so many are unfinished, each of so many steps."""
+        self._runs, self._number, self._steps = runs, runs - unfinished, steps
+        self.progress.update(self.task, total=unfinished * steps)
 
     def run_starts(self, row: Row, seed: int, steps_done: int) -> None:
-        self.progress.update(self.task, description=f"{row.name}, seed {seed}", advance=steps_done)
-        self._started = time.monotonic()
+        number = f"{min(self._number + 1, self._runs)}/{self._runs}"
+        name, numbers = Text(row.name), f" {number} , seed {seed}"
+        name.truncate(max(10, self.progress.console.width - NUMBERS_WIDTH - len(numbers)), overflow="ellipsis")
+        self.progress.update(self.task, description=f"{number} {name.plain}, seed {seed}")
+        self._done = steps_done
+        self._leave_out(steps_done)
 
     def step_done(self) -> None:
+        self._done += 1
         self.progress.advance(self.task)
 
     def run_is_others(self, row: Row, seed: int) -> None:
-        """Another command trains it."""
-        self.progress.update(self.task, advance=self._steps)
+        self._number += 1
+        self._leave_out(self._steps)
 
     def run_ends(self, result: Result) -> None:
+        self._number += 1
+        self._leave_out(self._steps - self._done)
+        self._done = 0
         if not self.quiet:
             name = f"{result['row']}, seed {result['seed']}"
-            seconds = time.monotonic() - self._started
-            self.progress.console.print(
-                f"{name}: top-1 {100 * result['top1']:.2f} % in {seconds:.0f} s", highlight=False
-            )
+            text = f"{name}: top-1 {100 * result['top1']:.2f} % in {result['seconds']:.0f} s"
+            self.progress.console.print(text, highlight=False, soft_wrap=True)
+
+    def _leave_out(self, steps: int) -> None:
+        """Steps that nobody has to wait for: counted as done, they would make the others look fast."""
+        total = self.progress.tasks[0].total or 0
+        self.progress.update(self.task, total=max(0, total - steps))

@@ -5,13 +5,15 @@ Images stay bytes until they are on the device; `Source.mean` and `std` make num
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -64,11 +66,22 @@ class Source:
     policy: v2.AutoAugmentPolicy
 
     def train_of(self, row: Row) -> Transformed:
+        """The training images as a row has them.
+
+        Raises:
+            ValueError: what the row blanks is no pixel of such images, or all of them.
+        """
         steps = [*self.place]
         if row.autoaugment:
             steps.append(v2.AutoAugment(self.policy, fill=self._mean_byte))
         steps.append(v2.PILToTensor())
         if row.cutout:
+            blank = round(self.side * math.sqrt(row.cutout))
+            if not 0 < blank < self.side:  # where RandomErasing does nothing, without a word
+                raise ValueError(
+                    f"row {row.name!r}: area {row.cutout:g} of {self.side}×{self.side} pixels is a square of side "
+                    f"{blank}; it must have at least 1 and less than {self.side}"
+                )
             # the mean of all images is what zero is after normalisation
             erase = v2.RandomErasing(1.0, (row.cutout, row.cutout), (1.0, 1.0), self._mean_byte)
             steps.append(erase)
@@ -127,13 +140,21 @@ def load(settings: Settings, data_dir: Path, download: bool = False) -> Source:
             f"limit_train must be from {source.classes}, one image of each class, to all {len(labels)} of them, "
             f"got {settings.limit_train}"
         )
-    part = range(len(labels)) if settings.limit_train == len(labels) else _split(labels, settings.limit_train)[0]
-    return Source(**{**vars(source), "train": Subset(source.train, list(part))})
+    if settings.limit_train == len(labels):
+        return source
+    part, _ = _split(labels, settings.limit_train, f"limit_train {settings.limit_train}")
+    return replace(source, train=Subset(source.train, part))
 
 
-def _split(labels: Sequence[int], first: int | float) -> tuple[list[int], list[int]]:
+def _split(labels: Sequence[int], first: int | float, purpose: str) -> tuple[list[int], list[int]]:
     """Two parts with the same share of each class, always the same two."""
-    parts = train_test_split(range(len(labels)), train_size=first, stratify=labels, random_state=SPLIT_SEED)
+    try:
+        parts = train_test_split(range(len(labels)), train_size=first, stratify=labels, random_state=SPLIT_SEED)
+    except ValueError as error:  # one part has less images than there are classes, or a class has one image only
+        raise ValueError(
+            f"{purpose}: {len(labels)} images of {len(set(labels))} classes cannot be split in two parts with images "
+            f"of each class ({error})"
+        ) from None
     return parts[0], parts[1]
 
 
@@ -151,7 +172,7 @@ def _arrays(name: str, data_dir: Path, download: bool) -> tuple[Source, list[int
         (train, labels), (val, val_labels) = (_cifar10(data_dir, part, download) for part in (True, False))
         policy, flip = v2.AutoAugmentPolicy.CIFAR10, [v2.RandomHorizontalFlip()]
     side = train.shape[-1]
-    pixels = train.float().div(255)
+    pixels = train.float().div_(255)
     source = Source(
         train=Arrays(train, labels),
         val=Arrays(val, val_labels),
@@ -176,7 +197,7 @@ def _digits() -> tuple[Part, Part]:
     # 17 shades of grey
     images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)[:, None]
     labels = torch.from_numpy(digits.target)
-    train, val = _split(labels.tolist(), 1.0 - HELD_OUT)
+    train, val = _split(labels.tolist(), 1.0 - HELD_OUT, "digits")
     return (images[train], labels[train]), (images[val], labels[val])
 
 
@@ -189,24 +210,44 @@ def _cifar10(data_dir: Path, train: bool, download: bool) -> Part:
     part = "train" if train else "test"
     files = [data_dir / "cifar10" / f"{part}_{what}.npy" for what in ("images", "labels")]
     if all(file.exists() for file in files):
-        images, labels = (np.load(file) for file in files)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(labels):
+        images, labels = map(_array, files)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
             raise ValueError(
-                f"{files[0]} must hold uint8 images of shape (N, H, W, 3), one for each label of {files[1].name}; it "
-                f"holds {images.dtype} of shape {images.shape}, for {len(labels)} labels"
+                f"{files[0]} must hold uint8 images of shape (N, S, S, 3), it holds {images.dtype} of {images.shape}"
             )
+        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or labels.min(initial=0) < 0:
+            raise ValueError(
+                f"{files[1]} must hold a class from 0 for each of the {len(images)} images of {files[0].name}, it "
+                f"holds {labels.dtype} of {labels.shape}"
+            )
+        labels = labels.astype(np.int64)
     else:
         data = _from_torchvision(datasets.CIFAR10, "cifar10", data_dir, train, download)
         images, labels = data.data, data.targets
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.as_tensor(labels)
 
 
-def _from_torchvision(kind: Any, name: str, data_dir: Path, train: bool, download: bool) -> Any:
+def _array(file: Path) -> Any:
     try:
-        return kind(data_dir, train=train, download=download)
-    except RuntimeError as error:
+        return np.load(file)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{file} is no array of NumPy, or a damaged one: {error}") from error
+
+
+def _from_torchvision(kind: Any, name: str, data_dir: Path, train: bool, download: bool) -> Any:
+    if download:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(data_dir / f".{name}.lock"):  # the processes of a training come here together
+            try:
+                return kind(data_dir, train=train, download=True)
+            except RuntimeError as error:
+                raise ValueError(f"cannot get {name} into the folder {data_dir}: {error}") from error
+    try:
+        return kind(data_dir, train=train)
+    except (RuntimeError, ValueError, AssertionError, EOFError) as error:  # of damaged files torchvision raises any
         raise ValueError(
-            f"{data_dir} does not hold {name}: --data-dir names where it is, --download gets it"
+            f"the folder {data_dir} does not hold {name}, or not whole: --data-dir names where it is, "
+            "--download gets it"
         ) from error
 
 
@@ -221,19 +262,21 @@ def _folder(path: Path, side: int) -> tuple[Source, list[int]]:
     if (path / "train").is_dir() != (val_path is not None):
         raise ValueError(f"{path} must hold train and val, or a folder for each class; it holds one of the two only")
     if val_path:
-        train, val = (datasets.ImageFolder(part, loader=read_image) for part in (path / "train", val_path))
+        train, val = map(_image_folder, (path / "train", val_path))
         if train.classes != val.classes:
             only = sorted(set(train.classes) ^ set(val.classes))
             raise ValueError(f"train and {val_path.name} of {path} must have the same classes; in one: {some(only)}")
         labels, parts = train.targets, (train, val)
     else:
-        whole = datasets.ImageFolder(path, loader=read_image)
+        whole = _image_folder(path)
         few = [name for name, number in whole.class_to_idx.items() if whole.targets.count(number) < 2]
         if few:
             raise ValueError(f"each class of {path} must have two images, one of them to validate on: {some(few)}")
-        kept, held_out = _split(whole.targets, 1.0 - HELD_OUT)
+        kept, held_out = _split(whole.targets, 1.0 - HELD_OUT, str(path))
         labels, parts = [whole.targets[i] for i in kept], (Subset(whole, kept), Subset(whole, held_out))
         train = whole
+    if len(train.classes) < 2:
+        raise ValueError(f"{path} must have two classes or more, it has {train.classes[0]!r} only")
     source = Source(
         train=parts[0],
         val=parts[1],
@@ -247,6 +290,13 @@ def _folder(path: Path, side: int) -> tuple[Source, list[int]]:
         policy=v2.AutoAugmentPolicy.IMAGENET,
     )
     return source, labels
+
+
+def _image_folder(path: Path) -> Any:
+    try:
+        return datasets.ImageFolder(path, loader=read_image)
+    except FileNotFoundError as error:  # which names the classes, not where they are
+        raise ValueError(f"{path} must hold a folder of images for each class: {error}") from error
 
 
 def some(names: Sequence[str]) -> str:

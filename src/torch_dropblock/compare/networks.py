@@ -59,8 +59,8 @@ def _group(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
 
 
 def names() -> list[str]:
-    resnets: list[str] = models.list_models(module=models.resnet)
-    return [SMALL, *resnets]
+    builders = {name: models.get_model_builder(name) for name in models.list_models(module=models)}
+    return [SMALL, *(name for name, builder in builders.items() if builder.__module__ == models.resnet.__name__)]
 
 
 def checked(name: str) -> str:

@@ -5,12 +5,13 @@ Each file is replaced as a whole or not at all, so what is there is always true,
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +23,7 @@ from filelock import FileLock, Timeout
 from .rows import Row
 from .settings import Settings
 
-SETTINGS, RESULTS, LOCKS, WEIGHTS = "settings.json", "results.jsonl", ".locks", "weights"
+SETTINGS, RESULTS, LOCKS, UNFINISHED, WEIGHTS = "settings.json", "results.jsonl", ".locks", "unfinished", "weights"
 
 Result = dict[str, Any]
 
@@ -40,29 +41,31 @@ class Records:
     """
 
     def __init__(self, path: Path, settings: Settings) -> None:
-        self.path = path
+        self.path, self.settings = path, settings
         (path / LOCKS).mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(path / LOCKS / "results.lock")
         with self._lock:
-            self._check(settings)
-            _replace(path / SETTINGS, json.dumps(asdict(settings), indent=1) + "\n")
+            if (path / RESULTS).exists() or any((path / UNFINISHED).glob("*")):
+                self._check()
+            replace(path / SETTINGS, json.dumps(asdict(settings), indent=1) + "\n")
+        for result in self.results():  # of which the process may have been killed before it did this
+            shutil.rmtree(self._folder_of(result["row"], result["seed"]), ignore_errors=True)
 
-    def _check(self, settings: Settings) -> None:
+    def _check(self) -> None:
         file = self.path / SETTINGS
-        if file.exists():
-            different = settings.differences(_json(file, file.read_text()))
-            if different:
-                raise ValueError(
-                    f"{self.path} holds runs made with {'; '.join(different)}: use the same settings, or another --out"
-                )
-        elif (self.path / RESULTS).exists():
-            raise ValueError(f"{self.path} has {RESULTS} but no {SETTINGS}, which says how they were made")
+        if not file.exists():
+            raise ValueError(f"{self.path} holds runs but no {SETTINGS}, which says how they were made")
+        different = self.settings.differences(_json(file, file.read_text()))
+        if different:
+            raise ValueError(
+                f"{self.path} holds runs made with {'; '.join(different)}: use the same settings, or another --out"
+            )
 
     def results(self) -> list[Result]:
         """The finished runs, in the order in which they finished."""
         file = self.path / RESULTS
         lines = file.read_text().splitlines() if file.exists() else []
-        return [_json(file, line) for line in lines]
+        return [_json(file, line, needed=("row", "seed", "top1", "step_ms", "curves")) for line in lines]
 
     def finished(self, row: Row, seed: int) -> bool:
         return any(result["row"] == row.name and result["seed"] == seed for result in self.results())
@@ -70,63 +73,95 @@ class Records:
     def add(self, result: Result) -> None:
         with self._lock:
             lines = [json.dumps(known) for known in (*self.results(), result)]
-            _replace(self.path / RESULTS, "\n".join(lines) + "\n")
+            replace(self.path / RESULTS, "\n".join(lines) + "\n")
 
     @contextmanager
-    def claimed(self, row: Row, seed: int) -> Iterator[bool]:
-        """Whether this process is the one to train a run: it is unfinished, and nobody else is at it."""
-        claim = FileLock(self.path / LOCKS / f"{self._name_of(row, seed)}.lock")
+    def claimed(self, row: Row, seed: int, patience: float = 0.0) -> Iterator[bool]:
+        """Whether this process is the one to train a run: it is unfinished, and nobody else is at it.
+
+        Args:
+            row: of the run.
+            seed: of the run.
+            patience: seconds to wait for who else is at it.
+        """
+        claim = FileLock(self.path / LOCKS / f"{_name_of(row.name, seed)}.lock")
         try:
-            claim.acquire(timeout=0)
+            claim.acquire(timeout=patience)
         except Timeout:
             yield False
             return
         try:
-            yield not self.finished(row, seed)
+            mine = not self.finished(row, seed)
+            if mine:
+                with self._lock:
+                    self._check()  # another command may have found the directory unused since this one did
+                    self.folder_of(row, seed).mkdir(parents=True, exist_ok=True)
+            yield mine
         finally:
+            with self._lock:
+                if self.finished(row, seed):
+                    shutil.rmtree(self.folder_of(row, seed), ignore_errors=True)
+                for folder in (self.folder_of(row, seed), self.path / UNFINISHED):
+                    with suppress(OSError):  # there is something in it
+                        folder.rmdir()
             claim.release()
 
-    def write(self, name: str, text: str) -> Path:
-        return _replace(self.path / name, text)
+    def write(self, name: str, content: str | bytes) -> Path:
+        with self._lock:
+            return replace(self.path / name, content)
 
     def save_weights(self, row: Row, seed: int, state_dict: dict[str, Any]) -> None:
-        file = self.path / WEIGHTS / f"{self._name_of(row, seed)}.pt"
+        file = self.path / WEIGHTS / f"{_name_of(row.name, seed)}.pt"
         file.parent.mkdir(exist_ok=True)
-        torch.save(state_dict, part := file.with_suffix(".part"))
-        os.replace(part, file)
+        save(state_dict, file)
 
     def folder_of(self, row: Row, seed: int) -> Path:
         """Where an unfinished run keeps its checkpoint."""
-        return self.path / "unfinished" / self._name_of(row, seed)
+        return self._folder_of(row.name, seed)
 
-    def _name_of(self, row: Row, seed: int) -> str:
-        name = re.sub(r"[^a-z0-9.]+", "-", row.name)
-        if name != row.name:  # which no two rows share then
-            name += "-" + sha256(row.name.encode()).hexdigest()[:6]
-        return f"{name}-seed{seed}"
-
-    def forget_unfinished(self, row: Row, seed: int) -> None:
-        folder = self.folder_of(row, seed)
-        shutil.rmtree(folder, ignore_errors=True)
-        if folder.parent.exists() and not any(folder.parent.iterdir()):
-            folder.parent.rmdir()
+    def _folder_of(self, row: str, seed: int) -> Path:
+        return self.path / UNFINISHED / _name_of(row, seed)
 
 
-def _replace(file: Path, text: str) -> Path:
+def _name_of(row: str, seed: int) -> str:
+    name = re.sub(r"[^a-z0-9.]+", "-", row)
+    if name != row:  # which no two rows share then
+        name += "-" + sha256(row.encode()).hexdigest()[:6]
+    return f"{name}-seed{seed}"
+
+
+def save(value: object, file: Path) -> None:
+    """`torch.save`, to the whole file or none, and with an OSError where there is no room for it."""
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    replace(file, stream.getbuffer())
+
+
+def replace(file: Path, content: str | bytes | memoryview) -> Path:
+    """Write a file as a whole, or leave what was there.
+
+    Raises:
+        OSError: it cannot be written; its `filename` is the file's.
+    """
     part = file.with_name(file.name + ".part")
-    with part.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, file)
+    try:
+        with part.open("wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, file)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise OSError(error.errno, error.strerror, str(file)) from error
     return file
 
 
-def _json(file: Path, text: str) -> dict[str, Any]:
+def _json(file: Path, text: str, needed: Sequence[str] = ()) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is damaged: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} is damaged: it holds {text[:50]!r}")  # noqa: TRY004 - it is a file
+    if not isinstance(value, dict) or any(name not in value for name in needed):
+        raise ValueError(f"{file} is damaged: it holds {text[:50]!r}")
     return value

@@ -6,22 +6,23 @@ count as independent, and rows may vary by different amounts.
 
 from __future__ import annotations
 
+import io
 import math
+import re
 import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scipy import stats
 
-from ..figures import ACCENT, GAP, INK, MARGIN, MUTED, house_style
+from ..figures import ACCENT, INK, MARGIN, MIN_WIDTH, MUTED, house_style
 from .records import Result
 from .rows import BASELINE
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -75,10 +76,14 @@ def _difference(values: list[float], baseline: list[float]) -> Difference | None
     mean = statistics.mean(values) - statistics.mean(baseline)
     if min(len(values), len(baseline)) < 2:
         return Difference(mean)
-    if not any(map(statistics.pstdev, (values, baseline))):
+    # of each mean the squared standard error, and its degrees of freedom
+    parts = [(statistics.variance(group) / len(group), len(group) - 1) for group in (values, baseline)]
+    squared = sum(part for part, _ in parts)
+    if squared == 0.0:
         return Difference(mean, mean, mean)
-    interval = stats.ttest_ind(values, baseline, equal_var=False).confidence_interval(CONFIDENCE)
-    return Difference(mean, float(interval.low), float(interval.high))
+    freedom = squared**2 / sum(part**2 / degrees for part, degrees in parts)  # of Welch and Satterthwaite
+    half = math.sqrt(squared) * float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+    return Difference(mean, mean - half, mean + half)
 
 
 # --- table -------------------------------------------------------------------------------------------------------
@@ -86,7 +91,7 @@ def _difference(values: list[float], baseline: list[float]) -> Difference | None
 
 def header(lines: Sequence[Line]) -> list[str]:
     top5 = ["top-5, %"] if any(line.top5 for line in lines) else []
-    return ["", "top-1, %", *top5, "− baseline", "95 % interval", "seeds", "ms a step"]
+    return ["", "top-1, %", *top5, "− baseline", "95 % interval", "seeds", "ms/step"]
 
 
 def cells(line: Line, with_top5: bool) -> list[str]:
@@ -99,7 +104,7 @@ def cells(line: Line, with_top5: bool) -> list[str]:
         f"{difference.mean:+.2f}" if difference else "",
         f"{difference.low:+.2f} to {difference.high:+.2f}" if difference and has_interval else "",
         str(len(line.top1)),
-        f"{line.step_ms:.3g}",
+        f"{line.step_ms:.0f}" if line.step_ms >= 100 else f"{line.step_ms:.3g}",
     ]
 
 
@@ -143,17 +148,44 @@ NOTE = (
 # --- plots -------------------------------------------------------------------------------------------------------
 
 
+def title_of(settings: Settings) -> str:
+    data = settings.data
+    if data.startswith("folder:"):
+        data = data.rstrip("/").rpartition("/")[2].removeprefix("folder:")
+    return f"{wrapped(data, 40)}, {settings.model}, {settings.epochs} epoch{'s' if settings.epochs > 1 else ''}"
+
+
+def wrapped(name: str, width: int) -> str:
+    """A row's name in lines of at most so many characters, broken where its parts and options begin."""
+    lines: list[str] = []
+    for piece in re.findall("[+:]?[^+:]*", name):
+        if lines and len(lines[-1] + piece) <= width:
+            lines[-1] += piece
+        else:
+            lines += textwrap.wrap(piece, width)
+    return "\n".join(lines)
+
+
 def accuracy_page(lines: Sequence[Line], title: str) -> Figure:
-    """Each run as a dot and each mean as a bar with its interval, beside the baseline."""
+    """Each run as a dot and each mean as a diamond with its interval, beside the baseline."""
     from matplotlib.figure import Figure
 
-    width, height = 7.6, 1.3 + 0.42 * len(lines)
+    labels = [wrapped(line.row, 28).split("\n") for line in lines]
+    width, above, below = MIN_WIDTH, 0.85, 0.6
+    height = above + below + len(lines) * (0.25 + 0.17 * max(map(len, labels)))
     figure = Figure((width, height))
-    left = 0.35 + 0.085 * max(len(line.row) for line in lines)
-    axes = figure.add_axes((left / width, 0.6 / height, (width - left - MARGIN) / width, (height - 1.1) / height))
-    draw_accuracies(axes, lines)
-    figure.text(0.2 / width, 1 - 0.3 / height, title, weight="bold", va="center")
+    left = 0.35 + 0.085 * max(len(text) for label in labels for text in label)
+    box = (left / width, below / height, (width - left - MARGIN) / width, (height - above - below) / height)
+    draw_accuracies(figure.add_axes(box), lines)
+    note = "dots: runs; diamonds: their means; lines: 95 % intervals of the difference from the baseline (dashed)"
+    _head(figure, title, note)
     return figure
+
+
+def _head(figure: Figure, title: str, note: str) -> None:
+    width, height = figure.get_size_inches()
+    figure.text(0.2 / width, 1 - 0.3 / height, title, weight="bold", va="center")
+    figure.text(0.2 / width, 1 - 0.55 / height, note, color=MUTED, fontsize=8.5, va="center")
 
 
 def draw_accuracies(axes: Axes, lines: Sequence[Line]) -> Axes:
@@ -169,8 +201,8 @@ def draw_accuracies(axes: Axes, lines: Sequence[Line]) -> Axes:
     if baseline is not None:
         axes.axvline(baseline, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
     axes.set(yticks=range(len(lines)), ylim=(len(lines) - 0.5, -0.5))
-    axes.set_yticklabels([line.row for line in lines], color=INK)
-    axes.set_xlabel("top-1, %: runs, their mean, and the 95 % interval of its difference from the baseline")
+    axes.set_yticklabels([wrapped(line.row, 28) for line in lines], color=INK)
+    axes.set_xlabel("top-1, %")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     return axes
@@ -184,28 +216,40 @@ def curves_page(results: Sequence[Result], order: Sequence[str], title: str) -> 
     names = [name for name in order if any(result["row"] == name for result in results)]
     columns = min(3, len(names))
     count = math.ceil(len(names) / columns)
-    width, panel = 9.0, 1.9
-    height = 1.1 + count * (panel + GAP)
+    width, panel, characters = 9.0, 1.9, 120 // columns
+    captions = {name: wrapped(name, characters) for name in names}
+    caption = 0.25 + 0.14 * max(text.count("\n") + 1 for text in captions.values())
+    above, below = 0.7 + caption, 0.55
+    height = above + below + count * panel + (count - 1) * caption
     figure = Figure((width, height))
     grid = figure.subplots(count, columns, sharex=True, sharey=True, squeeze=False)
-    figure.subplots_adjust(
-        left=0.6 / width, right=1 - 0.2 / width, top=1 - 0.85 / height, bottom=0.5 / height, wspace=0.08, hspace=0.3
-    )
+    figure.subplots_adjust(0.65 / width, below / height, 1 - 0.2 / width, 1 - above / height, 0.08, caption / panel)
     behind = [result for result in results if result["row"] == BASELINE]
     for axes, name in zip(grid.flat, names, strict=False):
         draw_curves(axes, [result for result in results if result["row"] == name], behind)
-        axes.set_title(name, fontsize=9, loc="left", color=INK)
+        axes.set_title(captions[name], fontsize=9, loc="left", color=INK)
     for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
     for axes in grid[:, 0]:
         axes.set_ylabel("top-1, %")
-    for axes in grid[-1]:
+    for axes in grid.flat[max(0, len(names) - columns) : len(names)]:  # those with none below
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.text(0.2 / width, 1 - 0.25 / height, title, weight="bold", va="center")
-    note = "mean over seeds: — validation, ··· training (with what the row does to it); grey: the baseline"
-    figure.text(0.2 / width, 1 - 0.5 / height, note, color=MUTED, fontsize=8.5, va="center")
+        axes.tick_params(labelbottom=True)
+    grid[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    grid[0, 0].set_ylim(bottom=_lowest_late(results, names))
+    note = "means over seeds; solid: validation, dotted: training, with what the row does to it; grey: the baseline"
+    _head(figure, title, note)
     return figure
+
+
+def _lowest_late(results: Sequence[Result], names: Sequence[str]) -> float | None:
+    """The lowest value after the first tenth of the training, whose rise would leave no room for what differs."""
+    values = []
+    for name in names:
+        for curve in ("top1", "train_top1"):
+            epochs, means = mean_curve([result for result in results if result["row"] == name], curve)
+            values += [mean for epoch, mean in zip(epochs, means, strict=True) if epoch > 0.1 * epochs[-1]]
+    return min(values) - 2.0 if values else None
 
 
 def draw_curves(axes: Axes, runs: Sequence[Result], behind: Sequence[Result]) -> Axes:
@@ -225,13 +269,14 @@ def mean_curve(runs: Sequence[Result], name: str) -> tuple[list[int], list[float
     return epochs, [100 * statistics.mean(curve[epoch] for curve in curves) for epoch in epochs]
 
 
-def draw(results: Sequence[Result], order: Sequence[str], title: str, folder: Path) -> list[Path]:
-    """Write both plots and return their paths."""
+def draw(results: Sequence[Result], order: Sequence[str], title: str) -> dict[str, bytes]:
+    """Both plots as files: what is in them, by name."""
     with house_style():
         pages = {
             "accuracy.png": accuracy_page(lines_of(results, order), title),
             "curves.png": curves_page(results, order, title),
         }
+        files = {name: io.BytesIO() for name in pages}
         for name, page in pages.items():
-            page.savefig(folder / name)
-    return [folder / name for name in pages]
+            page.savefig(files[name], format="png")
+    return {name: file.getvalue() for name, file in files.items()}

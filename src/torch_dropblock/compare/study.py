@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import statistics
 import time
 import warnings
@@ -10,25 +11,34 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Protocol
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from torch import distributed
 
+from .. import checks
 from ..bench import machine
 from .data import Source, UnreadableImageError
-from .records import Records, Result
+from .records import Records, Result, save
 from .rows import Row
 from .settings import Settings
 from .training import Run
 
 CHECKPOINT = "last"
+# What a killed process leaves behind may hold its claim for a moment: workers look for it every 5 seconds.
+PATIENCE = 12.0
 NOT_FOR_USERS = (
     ".*does not have many workers.*",
     ".*exists and is not empty.*",  # the folder of the checkpoint that a run goes on from
+    ".*dirpath has changed.*",  # the directory of the study was moved
     ".*number of training batches.*",  # below the interval of a logger that there is not
     ".*LeafSpec.*",  # Lightning's own use of PyTorch
+    ".*AMP with fp16 is not supported on CPU.*",  # which is an error here
 )
 
 
@@ -37,7 +47,8 @@ class Listener(Protocol):
 
     def run_starts(self, row: Row, seed: int, steps_done: int) -> None: ...
 
-    def run_is_others(self, row: Row, seed: int) -> None: ...
+    def run_is_others(self, row: Row, seed: int) -> None:
+        """It is finished by now, or another command trains it."""
 
     def step_done(self) -> None: ...
 
@@ -46,16 +57,31 @@ class Listener(Protocol):
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the runs are trained; as for Lightning's Trainer. Nothing but time is to depend on it."""
+    """Where the runs are trained; as for Lightning's Trainer.
+
+    A run depends on it by chance alone: each process, and each of its workers, draws numbers of its own.
+    """
 
     accelerator: str = "auto"
     devices: int = 1
     nodes: int = 1
     workers: int = 0
 
+    def __post_init__(self) -> None:
+        for name, least in (("devices", 1), ("nodes", 1), ("workers", 0)):
+            checks.whole_number(name, getattr(self, name), at_least=least)
+
     @property
     def processes(self) -> int:
         return self.devices * self.nodes
+
+
+def launched_with() -> tuple[int, int]:
+    """Devices of a node and nodes, as torchrun has started this process; one of each without it."""
+    if not distributed.is_torchelastic_launched():
+        return 1, 1
+    devices = int(os.environ["LOCAL_WORLD_SIZE"])
+    return devices, int(os.environ["WORLD_SIZE"]) // devices
 
 
 @dataclass
@@ -89,6 +115,8 @@ class Study:
         if batch > len(self.source.train):  # type: ignore[arg-type]
             images = len(self.source.train)  # type: ignore[arg-type]
             raise ValueError(f"batch_size must be at most the {images} images to train on, got {batch}")
+        for row in self.rows:
+            self.source.train_of(row)
 
     @property
     def runs(self) -> list[tuple[Row, int]]:
@@ -110,68 +138,88 @@ class Study:
             KeyboardInterrupt: somebody stopped it; what was finished is in the records, as after any other error.
             UnreadableImageError: a file is no image.
         """
-        for row, seed in self.unfinished:
-            with self._claimed(row, seed) as mine:
-                if mine:
-                    with _quiet():
-                        self._run(row, seed)
-                else:
-                    self.listener.run_is_others(row, seed)
+        skipped = [run for run in self.unfinished if not self._mine(*run)]
+        # who was at them may have been stopped meanwhile
+        for run in skipped:
+            if not self.records.finished(*run):
+                self._mine(*run, patience=PATIENCE)
+
+    def _mine(self, row: Row, seed: int, patience: float = 0.0) -> bool:
+        """Train a run, unless another command does."""
+        with self._claimed(row, seed, patience) as mine:
+            if mine:
+                with _quiet():
+                    self._run(row, seed)
+            elif not patience:
+                self.listener.run_is_others(row, seed)
+        return mine
 
     @contextmanager
-    def _claimed(self, row: Row, seed: int) -> Iterator[bool]:
+    def _claimed(self, row: Row, seed: int, patience: float) -> Iterator[bool]:
         """The first of several processes claims a run for all of them."""
+        together = self.machine.processes > 1
         if not is_first_process():
             yield not self.records.finished(row, seed)
             return
-        with self.records.claimed(row, seed) as mine:
-            if self.machine.processes > 1 and not mine:
-                raise ValueError(f"another compare is at work in {self.records.path}; give this one another --out")
+        with self.records.claimed(row, seed, PATIENCE if together else patience) as mine:
+            if together and not mine:
+                raise ValueError(
+                    f"another command is at work in {self.records.path}, and this one has several processes: give it "
+                    "another --out"
+                )
             yield mine
 
     def _run(self, row: Row, seed: int) -> None:
         run = Run(self.settings, row, seed, self.source, self.machine.workers)
         folder = self.records.folder_of(row, seed)
         checkpoint = folder / f"{CHECKPOINT}.ckpt"
-        last = ModelCheckpoint(
-            folder, CHECKPOINT, save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
-        )
-        trainer = Trainer(
-            accelerator=self.machine.accelerator,
-            devices=self.machine.devices,
-            num_nodes=self.machine.nodes,
-            precision=self.settings.precision,  # type: ignore[arg-type]
-            max_epochs=self.settings.epochs,
-            check_val_every_n_epoch=self.settings.validate_every,
-            reload_dataloaders_every_n_epochs=1,
-            use_distributed_sampler=False,
-            num_sanity_val_steps=0,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            logger=False,
-            callbacks=[last, _Told(self.listener, row, seed)],
-        )
-        started = time.time()
+        known = checkpoint if checkpoint.exists() else None
+        trainer = self._trainer(folder, _Told(self.listener, row, seed, resumes=known is not None))
         try:
-            trainer.fit(run, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+            trainer.fit(run, ckpt_path=known, weights_only=True)
         except SystemExit:  # which Lightning makes of an interrupt
             if trainer.interrupted:
                 raise KeyboardInterrupt from None
             raise
-        except Exception as error:
-            message = str(error).rpartition(f"{UnreadableImageError.__name__}: ")[2]
-            if isinstance(error, UnreadableImageError):  # of a worker, it has the worker's traceback in it
-                raise UnreadableImageError(message.strip()) from None
-            raise
-        result = self._result(run, trainer, started)
+        except UnreadableImageError as error:  # of a worker, it has the worker's traceback in it
+            raise UnreadableImageError(str(error).rpartition(f"{UnreadableImageError.__name__}: ")[2].strip()) from None
+        result = self._result(run, trainer)
         if trainer.is_global_zero:
             if self.save_weights:
                 self.records.save_weights(row, seed, run.network.state_dict())
             self.records.add(result)
-            self.records.forget_unfinished(row, seed)
         self.listener.run_ends(result)
 
-    def _result(self, run: Run, trainer: Trainer, started: float) -> Result:
+    def _trainer(self, folder: Path, told: Callback) -> Trainer:
+        last = ModelCheckpoint(
+            folder, CHECKPOINT, save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
+        )
+        try:
+            trainer = Trainer(
+                accelerator=self.machine.accelerator,
+                devices=self.machine.devices,
+                num_nodes=self.machine.nodes,
+                precision=self.settings.precision,  # type: ignore[arg-type]
+                max_epochs=self.settings.epochs,
+                check_val_every_n_epoch=self.settings.validate_every,
+                reload_dataloaders_every_n_epochs=1,
+                use_distributed_sampler=False,
+                num_sanity_val_steps=0,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                logger=False,
+                plugins=[_WholeCheckpoints()],
+                callbacks=[last, told],
+            )
+        except MisconfigurationException as error:
+            raise ValueError(str(error)) from error
+        if trainer.precision != self.settings.precision:  # Lightning takes another with no more than a warning
+            raise ValueError(
+                f"precision {self.settings.precision} needs a GPU; on this accelerator it would be {trainer.precision}"
+            )
+        return trainer
+
+    def _result(self, run: Run, trainer: Trainer) -> Result:
         last = {name: values[-1][1] for name, values in run.curves.items()}
         return {
             "row": run.row.name,
@@ -182,23 +230,35 @@ class Study:
             "processes": trainer.world_size,
             "machine": machine(str(run.device)) | {"lightning": metadata.version("lightning")},
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),
-            "seconds": time.time() - started,
+            "seconds": run.seconds,
         }
 
 
+class _WholeCheckpoints(TorchCheckpointIO):
+    """Lightning's way goes through the folder for temporary files, from where a move to another disk is no one step."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        save(checkpoint, Path(path))
+
+
 class _Told(Callback):
-    """Tells a listener, and sees to it that all processes train the same run."""
+    """Tells a listener, and sees to it that all processes train the same run from the same epoch on."""
 
-    def __init__(self, listener: Listener, row: Row, seed: int) -> None:
-        self.listener, self.row, self.seed = listener, row, seed
+    def __init__(self, listener: Listener, row: Row, seed: int, resumes: bool) -> None:
+        self.listener, self.row, self.seed, self.resumes = listener, row, seed, resumes
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        mine = (self.row.name, self.seed)
-        first = trainer.strategy.broadcast(mine)
-        if tuple(first) != mine:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Before the checkpoint is read, for which those that have one would wait for the others."""
+        if trainer.world_size == 1:
+            return
+        mine = f"{self.row.name} with seed {self.seed} from {'a checkpoint' if self.resumes else 'the start'}"
+        all_of_them: list[Any] = [None] * trainer.world_size
+        distributed.all_gather_object(all_of_them, mine)
+        different = sorted(set(all_of_them))
+        if len(different) > 1:
             raise ValueError(
-                f"processes must train the same run, and one trains {first} while another trains {mine}: do all nodes "
-                "see the same --out?"
+                f"all processes must train the same run, these train {' and '.join(different)}: --out must be a "
+                "folder that all nodes see"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -210,7 +270,9 @@ class _Told(Callback):
 
 def is_first_process() -> bool:
     """Of those that train together, by what their launcher told them."""
-    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
+    # without a launcher that sets ranks, each node's own command is of rank 0 until Lightning has seen its NODE_RANK
+    first_node = int(os.environ.get("NODE_RANK", 0)) == 0
+    return bool(rank_zero_only.rank == 0) and first_node  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -46,21 +46,25 @@ class Run(LightningModule):
             noise.insert(self.network, row.noise.kind, row.noise.keep_prob, block_size, row.noise.rate)
         self.loss = nn.CrossEntropyLoss(label_smoothing=row.label_smoothing)
         self.schedule: KeepProbSchedule | None = None
-        # [epoch, value] by name, and seconds of a step by epoch; part of the checkpoint
+        # [epoch, value] by name, seconds of a step by epoch, and of all so far; part of the checkpoint
         self.curves: dict[str, list[list[float]]] = {}
         self.step_seconds: list[float] = []
+        self._seconds_before, self._started = 0.0, time.monotonic()
         shape = (1, source.channels, 1, 1)
         self.register_buffer("mean", torch.tensor(source.mean).view(shape) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(source.std).view(shape) * 255, persistent=False)
         ks = {"top1": 1} | ({"top5": 5} if source.classes >= CLASSES_FOR_TOP5 else {})
         accuracies = {
-            name: MulticlassAccuracy(source.classes, top_k=k, average="micro", ignore_index=PADDING)
+            # what is checked is known here, and on a GPU each check waits for it
+            name: MulticlassAccuracy(
+                source.classes, top_k=k, average="micro", ignore_index=PADDING, validate_args=False
+            )
             for name, k in ks.items()
         }
-        self.train_metrics = MetricCollection(
-            {"loss": MeanMetric(), "top1": accuracies["top1"].clone()}, prefix="train_"
-        )
-        self.val_loss, self.val_metrics = MeanMetric(), MetricCollection(dict(accuracies))
+        # without a check for NaN, which leaves them out: the loss of a training that diverged is not a number
+        train_loss, self.val_loss = (MeanMetric(nan_strategy="disable") for _ in range(2))
+        self.train_metrics = MetricCollection({"loss": train_loss, "top1": accuracies["top1"].clone()}, prefix="train_")
+        self.val_metrics = MetricCollection(dict(accuracies))
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = (images.float() - self.mean) / self.std  # type: ignore[operator]
@@ -105,11 +109,21 @@ class Run(LightningModule):
             self.curves.setdefault(name, []).append([self.trainer.current_epoch + 1, value.item()])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["measured"] = {"curves": self.curves, "step_seconds": self.step_seconds}
+        checkpoint["measured"] = {
+            "curves": self.curves,
+            "step_seconds": self.step_seconds,
+            "seconds": self.seconds,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         measured = checkpoint["measured"]
         self.curves, self.step_seconds = measured["curves"], measured["step_seconds"]
+        self._seconds_before = measured.get("seconds", 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """What the training has taken, without what was lost where it was stopped."""
+        return self._seconds_before + time.monotonic() - self._started
 
     def configure_optimizers(self) -> Any:
         settings = self.settings
@@ -133,6 +147,12 @@ class Run(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # --- validation --------------------------------------------------------------------------------------------------
+
+    def on_validation_start(self) -> None:
+        """Each process has the running statistics of its own images; the first one's are what is saved."""
+        if self.trainer.world_size > 1:
+            for buffer in self.network.buffers():
+                distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch

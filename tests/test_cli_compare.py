@@ -1,0 +1,298 @@
+"""`torch-dropblock compare`: what is typed, what is printed, and the progress on the way."""
+
+import io
+import re
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+import studies
+from command import call, complaint, succeed
+from torch_dropblock.cli_compare import Watch
+from torch_dropblock.compare.rows import TABLE_1, Row
+from torch_dropblock.compare.settings import Settings
+from torch_dropblock.compare.study import Study
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    with studies.one_thread():
+        yield
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The studies that are made, which train nothing."""
+    found = []
+    monkeypatch.setattr(Study, "run", lambda work: found.append(work))
+    return found
+
+
+# --- what is typed ---------------------------------------------------------------------------------------------------
+
+
+def test_without_a_word_it_is_the_papers_table_on_digits_with_three_seeds(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call("compare")[0] == 0
+    (work,) = made
+    assert work.settings == Settings(data="digits", model="small", epochs=10, batch_size=64)
+    assert tuple(row.name for row in work.rows) == TABLE_1
+    assert list(work.seeds) == [0, 1, 2]
+    assert work.machine == studies.Machine()
+    assert work.records.path.resolve() == tmp_path / "compare"
+    assert not work.save_weights
+
+
+def test_all_options_arrive(made, tmp_path):
+    recipe = {
+        "data": "digits",
+        "model": "resnet18",
+        "limit_train": 500,
+        "keep_prob": 0.8,
+        "block_size": 3,
+        "rate": "paper",
+        "curve": "step",
+        "epochs": 6,
+        "batch_size": 100,
+        "learning_rate": 0.2,
+        "weight_decay": 0.001,
+        "decay": "steps",
+        "precision": "bf16-mixed",
+        "image_size": 100,
+        "validate_every": 3,
+    }
+    where = {"accelerator": "cpu", "devices": 2, "nodes": 5, "workers": 3}
+    options = recipe | where | {"out": tmp_path, "rows": "cutout,droppath", "seeds": 2}
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    assert call("compare", *words, "--save-weights")[0] == 0
+    (work,) = made
+    assert vars(work.settings) == recipe
+    assert vars(work.machine) == where
+    assert [row.name for row in work.rows] == ["baseline", "cutout", "droppath"]
+    assert (list(work.seeds), work.save_weights) == ([0, 1], True)
+
+
+def test_torchruns_processes_are_used(made, tmp_path, monkeypatch):
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "8"), ("LOCAL_WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    assert call("compare", "--out", tmp_path)[0] == 0
+    assert (made[0].machine.devices, made[0].machine.nodes) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--data", "imagenet"), "data must be digits, fashion-mnist, cifar10 or folder:DIR, got 'imagenet'"),
+        (
+            ("--data", "cifar10", "--data-dir", "absent"),
+            "the folder absent does not hold cifar10, or not whole: --data",
+        ),
+        (("--data", "folder:absent"), "there is no folder absent of images"),
+        (("--rows", "dropblok"), "got 'dropblok'; close to it: dropblock"),
+        (("--rows", "dropout,"), "joined by +, got ''"),
+        (("--rows", "cutout,cutout"), "rows must not name one twice, got cutout, cutout"),
+        (("--seeds", 0), "seeds must be an int of at least 1, got 0"),
+        (("--epochs", 0), "epochs must be an int of at least 1, got 0"),
+        (("--keep-prob", 1.5), "keep_prob must be a number in [0, 1], got 1.5"),
+        (("--block-size", 0), "block_size must be an int of at least 1, got 0"),
+        (("--rate", "some"), "rate must be 'exact' or 'paper', got 'some'"),
+        (("--curve", "sine"), "curve must be one of linear, cosine, constant, step, got 'sine'"),
+        (("--preset", "slow"), "preset must be one of quick, standard, paper, got 'slow'"),
+        (("--precision", "fp8"), "precision must be one of 32-true, bf16-mixed, 16-mixed, 64-true, got 'fp8'"),
+        (("--decay", "linear"), "decay must be one of cosine, steps, got 'linear'"),
+        (("--limit-train", 5), "limit_train must be from 10, one image of each class, to all 1437 of them, got 5"),
+        (("--batch-size", 5000), "batch_size must be at most the 1437 images to train on, got 5000"),
+        (("--devices", 3), "batch_size must be a multiple of the 3 processes, got 64"),
+        (("--devices", -1), "devices must be an int of at least 1, got -1"),
+        (("--workers", -1), "workers must be an int of at least 0, got -1"),
+        (("--model", "resnet19"), "model must be one of small, resnet101, "),
+        (("--accelerator", "abacus"), "invalid accelerator name"),
+        (("--precision", "16-mixed", "--accelerator", "cpu"), "precision 16-mixed needs a GPU"),
+        (("--out", "/dev/null/study"), "/dev/null/study"),
+    ],
+)
+def test_bad_values_are_one_line(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in complaint("compare", *words)
+
+
+def test_help_says_all_defaults():
+    out = " ".join(re.sub("[│╭╮╰╯─]", " ", succeed("compare", "--help")).split())
+    for words in (
+        "[default: (the paper's nine)]",
+        "[default: (small; resnet50 for folders)]",
+        "[default: (the side of the last map, at most 7)]",
+        "[default: (quick for digits, else standard)]",
+        "[default: (0.0005; of paper 0.0001)]",
+        "[default: (torchrun's, else 1)]",
+        "amount of label-smoothing",
+    ):
+        assert words in out
+    assert out.count("[default:") >= 20
+
+
+def run_python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=studies.TIMEOUT)
+
+
+def test_help_waits_for_nothing_that_trains():
+    code = (
+        "import sys; sys.argv = ['torch-dropblock', 'compare', '--help']\n"
+        "from torch_dropblock.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "names = ['lightning', 'torchmetrics', 'torchvision', 'sklearn', 'scipy', 'matplotlib']\n"
+        "assert not set(names) & set(sys.modules), set(names) & set(sys.modules)"
+    )
+    done = run_python(code)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["lightning", "sklearn"])
+def test_without_the_extra_one_line_says_how_to_get_it(name):
+    code = (
+        f"import sys; sys.argv = ['torch-dropblock', 'compare']; sys.modules[{name!r}] = None\n"
+        "from torch_dropblock.__main__ import main; main()"
+    )
+    done = run_python(code)
+    assert done.returncode == 2
+    assert re.fullmatch(
+        rf'error: {name}[.\w]* is not installed; run: pip install "torch-dropblock\[train\]"\n', done.stderr
+    )
+
+
+# --- what is printed -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("finished")
+    words = studies.arguments(path, "dropblock+label-smoothing,spatial-dropout", seeds=2)
+    return path, words, call(*words)
+
+
+def test_a_study_ends_with_a_table_and_two_plots(finished):
+    path, _, (code, out, err) = finished
+    assert code == 0
+    assert re.fullmatch(r"(\S+, seed [01]: top-1 \d+\.\d\d % in \d+ s\n){6}", err)
+    assert out.startswith("digits, small, 2 epochs\n")
+    assert max(len(line.rstrip()) for line in out.splitlines()[:-3]) <= 84
+    assert "…" not in out
+    for row in ("baseline", "spatial-dropout", "+label-smoothing"):
+        assert re.search(rf"^ {re.escape(row)}( |$)", out, re.MULTILINE)
+    assert out.splitlines()[-3:] == [str(path / name) for name in ("table.md", "accuracy.png", "curves.png")]
+    assert (path / "table.md").read_text().count("\n| ") == 5
+    assert (path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_command_again_trains_nothing(finished):
+    _, words, (_, out, _) = finished
+    assert call(*words) == (0, out, "")
+
+
+def test_the_table_has_what_is_asked_for(finished):
+    _, words, _ = finished
+    words = [{"dropblock+label-smoothing,spatial-dropout": "spatial-dropout"}.get(word, word) for word in words]
+    out = succeed(*words)
+    assert "label-smoothing" not in out
+    words[words.index("--seeds") + 1] = 1
+    out = succeed(*words)
+    assert re.search(r"^ spatial-dropout +\d+\.\d\d +[+-]", out, re.MULTILINE)
+
+
+def test_another_recipe_is_refused_and_named(finished):
+    path, words, _ = finished
+    assert complaint(*words, "--learning-rate", "0.2") == (
+        f"{path} holds runs made with learning_rate 0.1, and now 0.2: use the same settings, or another --out"
+    )
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def watch(clock, width=100, terminal=True):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=width, get_time=clock, color_system=None)
+    return Watch(console, quiet=False)
+
+
+def steps(watch, clock, number, seconds=1.0):
+    for _ in range(number):
+        clock.now += seconds
+        watch.step_done()
+
+
+def shown(watch):
+    with watch.console.capture() as capture:
+        watch.console.print(watch.progress)
+    return capture.get().strip("\n")
+
+
+def test_progress_says_what_runs_and_how_long_it_takes(clock):
+    progress = watch(clock)
+    progress.expect(6, 6, 100)
+    progress.run_starts(Row("dropblock"), 1, 0)
+    steps(progress, clock, 60)
+    line = shown(progress)
+    assert line.startswith("1/6 dropblock, seed 1 ")
+    assert line.endswith(" 60/600 steps, 0:01:00 so far, 0:09:00 left")
+
+
+def test_time_left_after_a_resume_counts_the_steps_of_this_command(clock):
+    progress = watch(clock)
+    progress.expect(6, 2, 100)
+    progress.run_starts(Row("dropblock"), 1, 80)
+    steps(progress, clock, 20)
+    progress.run_ends({"row": "dropblock", "seed": 1, "top1": 0.5, "seconds": 100})
+    progress.run_starts(Row("cutout"), 1, 0)
+    steps(progress, clock, 10)
+    assert shown(progress).endswith("30/120 steps, 0:00:30 so far, 0:01:30 left")
+    assert shown(progress).startswith("6/6 cutout, seed 1 ")
+
+
+def test_runs_of_others_are_not_waited_for(clock):
+    progress = watch(clock)
+    progress.expect(3, 3, 100)
+    progress.run_is_others(Row("baseline"), 0)
+    progress.run_starts(Row("cutout"), 0, 0)
+    steps(progress, clock, 50)
+    assert shown(progress).endswith("50/200 steps, 0:00:50 so far, 0:02:30 left")
+    # it had been trained to its end when it was killed
+    progress.run_ends({"row": "cutout", "seed": 0, "top1": 0.5, "seconds": 100})
+    assert "50/150 steps" in shown(progress)
+    progress.run_ends({"row": "dropout", "seed": 0, "top1": 0.5, "seconds": 100})
+    assert "50/50 steps" in shown(progress)
+
+
+def test_long_names_leave_room_for_the_numbers(clock):
+    progress = watch(clock, width=80)
+    progress.expect(27, 27, 1000)
+    progress.run_starts(Row("dropblock:keep_prob=0.95:block_size=3+label-smoothing"), 1, 0)
+    steps(progress, clock, 200)
+    (line,) = shown(progress).splitlines()
+    assert len(line) <= 80
+    assert re.match(r"1/27 dropblock\S*…, seed 1 ", line)
+    assert line.endswith("200/27000 steps, 0:03:20 so far, 7:26:40 left")
+
+
+def test_elsewhere_there_is_a_line_for_each_run_alone(clock):
+    progress = watch(clock, terminal=False)
+    with progress:
+        progress.expect(1, 1, 10)
+        progress.run_starts(Row("baseline"), 0, 0)
+        steps(progress, clock, 10)
+        progress.run_ends({"row": "baseline", "seed": 0, "top1": 0.98765, "seconds": 12.3})
+    assert progress.console.file.getvalue() == "baseline, seed 0: top-1 98.77 % in 12 s\n"
