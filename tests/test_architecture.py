@@ -25,8 +25,11 @@ LAYERS = [
     {"__init__"},
     {"integrations.lightning"},
     {"photo", "figures"},
-    {"demo", "bench", "terminal", "named_models"},
-    {"cli_bench", "cli_summary"},
+    {"demo", "bench", "terminal", "named_models", "playground_view"},
+    {"playground_page"},
+    {"playground"},
+    {"playground_server"},
+    {"cli_bench", "cli_summary", "cli_playground"},
     {"cli"},
     {"__main__"},
 ]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import sys
 
-# what the extra `cli` brings, by the names they are imported under
-EXTRA = {"typer", "rich", "matplotlib", "PIL", "numpy"}
+# which extra brings what, by the names that are imported
+EXTRA = {
+    **dict.fromkeys(("typer", "rich", "matplotlib", "PIL", "numpy"), "cli"),
+    **dict.fromkeys(("gradio", "fastapi", "uvicorn"), "playground"),
+}
 
 
 def main() -> None:
@@ -19,9 +22,10 @@ def main() -> None:
 
         app()
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRA:
+        extra = EXTRA.get((error.name or "").partition(".")[0])
+        if extra is None:
             raise
-        message = f'error: {error.name} is not installed; run: pip install "torch-dropblock[cli]"'
+        message = f'error: {error.name} is not installed; run: pip install "torch-dropblock[{extra}]"'
         print(message, file=sys.stderr)
         sys.exit(2)
 

@@ -14,6 +14,7 @@ import typer
 
 from . import __version__, checks, figures, geometry
 from .cli_bench import bench
+from .cli_playground import playground
 from .cli_summary import summary
 from .figures import joined, percent, share_dropped
 from .terminal import (
@@ -69,6 +70,8 @@ def options(
     [cyan]torch-dropblock summary torchvision:resnet50[/]  where the layers of a network are, and what they drop
 
     [cyan]torch-dropblock bench[/]  what the layer costs on this machine
+
+    [cyan]torch-dropblock playground[/]  try the settings on a picture, in the browser
     """
 
 
@@ -227,3 +230,4 @@ def rate(
 
 app.command()(one_line_errors(summary))
 app.command()(one_line_errors(bench))
+app.command()(one_line_errors(one_thread()(playground)))
