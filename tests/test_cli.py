@@ -30,7 +30,7 @@ def test_version():
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-@pytest.mark.parametrize("command", [[], ["demo"], ["show"], ["rate"], ["summary"], ["bench"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["show"], ["rate"], ["summary"], ["bench"], ["playground"]])
 def test_help_has_examples_and_fits_a_terminal(command, flag):
     out = succeed(*command, flag)
     assert "Examples" in out

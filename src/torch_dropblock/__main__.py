@@ -9,6 +9,7 @@ import sys
 EXTRAS = {
     "cli": {"typer", "rich", "matplotlib", "PIL", "numpy"},
     "train": {"lightning", "torchmetrics", "torchvision", "sklearn", "scipy", "filelock"},
+    "playground": {"gradio", "fastapi", "uvicorn"},
 }
 
 

@@ -15,6 +15,7 @@ import typer
 from . import __version__, checks, figures, geometry
 from .cli_bench import bench
 from .cli_compare import compare
+from .cli_playground import playground
 from .cli_summary import summary
 from .figures import joined, percent, share_dropped
 from .terminal import (
@@ -72,6 +73,7 @@ def options(
     [cyan]torch-dropblock bench[/]  what the layer costs on this machine
 
     [cyan]torch-dropblock compare[/]  which regulariser wins, on real images
+    [cyan]torch-dropblock playground[/]  try the settings on a picture, in the browser
     """
 
 
@@ -231,3 +233,4 @@ def rate(
 app.command()(one_line_errors(summary))
 app.command()(one_line_errors(bench))
 app.command()(one_line_errors(compare))
+app.command()(one_line_errors(one_thread()(playground)))

@@ -24,30 +24,30 @@ def builtin_photo(long_side: int = LONG_SIDE) -> Tensor:
     return read_photo(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False), long_side)
 
 
-def read_photo(path: str | Path, long_side: int = LONG_SIDE) -> Tensor:
+def read_photo(path: str | Path, long_side: int = LONG_SIDE, max_pixels: int = MAX_PIXELS) -> Tensor:
     """The picture in a file, as `photo_tensor` makes it; of an animation the first frame.
 
     Raises:
         OSError: there is no such file, or it cannot be opened.
-        ValueError: the file is no image, is damaged, or has more pixels than Pillow takes for safe.
+        ValueError: the file is no image, is damaged, or has more than `max_pixels`.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not an image file")
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
-    with warnings.catch_warnings(), _large_images():
+    with warnings.catch_warnings(), _large_images(max_pixels):
         warnings.simplefilter("ignore")  # remarks on a file's size and metadata are of no use to its owner
         try:
             with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
+                if image.width * image.height > max_pixels:
                     raise Image.DecompressionBombError  # noqa: TRY301 - Pillow would say so at twice its limit
                 image.draft("RGB", (long_side, long_side))  # a JPEG can be decoded at an eighth of its size
                 return photo_tensor(image, long_side)
         except UnidentifiedImageError:
             raise ValueError(f"{path} is not an image that Pillow can read") from None
         except Image.DecompressionBombError:
-            raise ValueError(f"{path} has more than {MAX_PIXELS:,} pixels; scale it down first") from None
+            raise ValueError(f"{path} has more than {max_pixels:,} pixels; scale it down first") from None
         except (PermissionError, MemoryError):
             raise
         except Exception as error:  # what Pillow raises on a damaged file may be anything
@@ -55,9 +55,9 @@ def read_photo(path: str | Path, long_side: int = LONG_SIDE) -> Tensor:
 
 
 @contextmanager
-def _large_images() -> Iterator[None]:
+def _large_images(pixels: int) -> Iterator[None]:
     """Let Pillow open what is well above the size that it warns of, which cameras have passed."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
     try:
         yield
     finally:

@@ -1,0 +1,125 @@
+"""The playground's server: on this machine alone, with no call to any other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import webbrowser
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+
+from . import figures
+from . import playground_page as page
+from .playground import blocks
+
+HOST = "127.0.0.1"
+FIRST_PORT = 7860  # Gradio's
+PORTS_TRIED = 100
+LARGEST_FILE = "100mb"
+
+
+def serve(port: int | None, open_browser: bool, ready: Callable[[str], None]) -> None:
+    """Serve the playground until it is interrupted.
+
+    Args:
+        port: where to listen; None takes the first free one from `FIRST_PORT` on.
+        open_browser: show the page in the user's browser.
+        ready: called with the address once the page can be asked for.
+
+    Raises:
+        ValueError: the port cannot be had.
+    """
+    with _listening(port) as listener:
+        url = f"http://{HOST}:{listener.getsockname()[1]}"
+
+        def started() -> None:
+            ready(url)
+            if open_browser:  # in a thread, since a browser in the terminal keeps it until it is left
+                threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
+        # a page that is still open keeps its connection, which would hold up the end
+        config = uvicorn.Config(create_app(), log_level="warning", timeout_graceful_shutdown=1)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that being terminated ends well too
+        with suppress(KeyboardInterrupt):  # uvicorn raises the signal once more after it has ended well
+            Server(config, started).run([listener])
+
+
+class Server(uvicorn.Server):
+    """One that says when it has started."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._started()
+
+
+def create_app() -> FastAPI:
+    app: FastAPI = gr.mount_gradio_app(
+        FastAPI(),
+        blocks(),
+        "/",
+        theme=_theme(),
+        css=page.STYLE,
+        footer_links=[],
+        run_history=False,
+        max_file_size=LARGEST_FILE,
+        enable_monitoring=False,
+        # given, since environment variables would decide otherwise
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        root_path="",
+    )
+    return app
+
+
+def _theme() -> gr.themes.Base:
+    """The colours of `figures`, dark enough to be read, and the system's fonts: Gradio's own themes fetch theirs."""
+    accent = gr.themes.Color(
+        "#fdf3f0", "#fbe3dc", "#f5c4b6", "#ec9c87", "#dd7158", figures.ACCENT, "#b03d27", "#933321", "#74291b",
+        "#5a2118", "#33120d",
+    )  # fmt: skip
+    theme = gr.themes.Base(
+        primary_hue=accent,
+        secondary_hue=accent,
+        neutral_hue="slate",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "Consolas", "DejaVu Sans Mono", "monospace"],
+    )
+    return theme.set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_400",
+        block_title_text_color="*neutral_800",
+        block_title_text_color_dark="*neutral_100",
+    )
+
+
+@contextmanager
+def _listening(port: int | None) -> Iterator[socket.socket]:
+    tried = range(FIRST_PORT, FIRST_PORT + PORTS_TRIED) if port is None else (port,)
+    reason: str | None = None
+    with socket.socket() as listener:
+        if os.name == "posix":  # elsewhere it would let two servers have one port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for number in tried:
+            try:
+                listener.bind((HOST, number))
+            except OSError as error:  # noqa: PERF203 - a port that is taken is the exception
+                reason = error.strerror
+            else:
+                listener.listen()
+                yield listener
+                return
+    which = f"port {port}" if port is not None else f"the {PORTS_TRIED} ports from {FIRST_PORT} on"
+    raise ValueError(f"{which} cannot be had on {HOST}: {reason}; choose another with --port")

@@ -1,0 +1,57 @@
+import os
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+from command import complaint, succeed
+from torch_dropblock import cli_playground
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_a_port_that_cannot_be(port):
+    assert complaint("playground", "--port", port) == f"--port must be from 1 to 65535, got {port}"
+
+
+@pytest.mark.parametrize("missing", ["gradio", "fastapi", "uvicorn"])
+def test_a_missing_package_names_the_extra(monkeypatch, missing):
+    for name in ("playground", "playground_server"):
+        monkeypatch.delitem(sys.modules, f"torch_dropblock.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    line = complaint("playground", "--no-open")
+    assert line == f'{missing} is not installed; run: pip install "torch-dropblock[playground]"'
+
+
+@pytest.mark.parametrize(("options", "expected"), [([], (None, True)), (["--port", 8000, "--no-open"], (8000, False))])
+def test_what_is_typed_reaches_the_server(monkeypatch, options, expected):
+    from torch_dropblock import playground_server
+
+    served = []
+
+    def serve(port, open_browser, ready):
+        served.append((port, open_browser))
+        ready("http://127.0.0.1:1")
+
+    monkeypatch.setattr(playground_server, "serve", serve)
+    assert succeed("playground", *options) == "The playground is at http://127.0.0.1:1 (Ctrl-C ends it)\n"
+    assert served == [expected]
+
+
+@pytest.mark.parametrize("before", [None, "/somewhere"])
+def test_uploads_have_a_private_folder_for_a_while(monkeypatch, before):
+    if before is None:
+        monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    else:
+        monkeypatch.setenv("GRADIO_TEMP_DIR", before)
+    with cli_playground._private_uploads():
+        folder = os.environ["GRADIO_TEMP_DIR"]
+        assert folder.startswith(tempfile.gettempdir())
+        assert os.stat(folder).st_mode & 0o077 == 0
+    assert not os.path.exists(folder)
+    assert os.environ.get("GRADIO_TEMP_DIR") == before
+
+
+def test_gradio_is_imported_by_this_command_alone():
+    code = "import sys, torch_dropblock.cli; assert not {'gradio', 'fastapi', 'uvicorn'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
