@@ -371,3 +371,19 @@ def test_nodes_that_do_not_see_one_directory_are_told(whole, tmp_path):
         assert "error: all processes must train the same run, these train baseline with seed 0 from the start" in err
         assert "and baseline with seed 2 from the start: --out must be a folder that all nodes see" in err
     assert set(results(tmp_path / "0")) == set(ALL)
+
+
+@needs_gloo
+def test_lightnings_own_launch_on_several_nodes(tmp_path):
+    """One command a node, told apart by NODE_RANK alone: the first node's claims the runs and writes the results."""
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    command = studies.arguments(tmp_path / "out", epochs=1, limit_train=100, nodes=2)
+    started = [start(*command, NODE_RANK=str(rank), **where) for rank in range(2)]
+    printed = []
+    for process in started:
+        code, out, err = finish(process)
+        assert code == 0, err
+        printed.append(out)
+    assert "baseline" in printed[0]
+    assert printed[1] == ""
+    assert [(run, result["processes"]) for run, result in results(tmp_path / "out").items()] == [(("baseline", 0), 2)]
