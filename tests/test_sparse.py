@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from torch_dropblock import geometry, reference, sparse
 from torch_dropblock.rng import draw_rng_seed
@@ -168,3 +170,44 @@ def test_counting_when_all_or_nearly_all_is_dropped(keep_prob):
         == sparse.dropped_mask(seeds, blocks, CPU).sum()
         > 0.99 * blocks.units
     )
+
+
+class NothingCrosses(TorchDispatchMode):
+    """Refuses what makes the host wait for another device: to read a value, and to copy what lies on the CPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        devices = {
+            tensor.device.type for tensor in tree_leaves((args, kwargs, result)) if isinstance(tensor, torch.Tensor)
+        }
+        assert "cpu" not in devices, f"{func.name()} waits for the device"
+        return result
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shared", [(), (1,)])
+@pytest.mark.parametrize(
+    ("size", "block", "samples"),
+    [((14, 14), (7, 7), 4), ((30,), (4,), 4), ((8, 9, 7), (3, 2, 4), 4), ((9, 9), (3, 3), 4096)],
+)
+def test_another_device_is_not_waited_for(size, block, samples, shared, channels_last, monkeypatch):
+    """Device "meta" has no values to read and no memory to copy to; else it is treated as a GPU is."""
+    if channels_last and len(size) == 1:
+        pytest.skip("no such layout")
+    blocks = some_blocks((samples, 5), size, block, 0.5, shared)
+    device = torch.device("meta")
+    seed, x = torch.zeros((), dtype=torch.int64, device=device), torch.empty(*blocks.lead, *size, device=device)
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("a list is copied to the device"))
+    with NothingCrosses():
+        seeds = sparse.draw_seeds(seed, blocks)
+        sparse.apply_masked(x, torch.empty_like(x), seeds, blocks, None)
+        sparse.dropped_mask(seeds, blocks, device, channels_last)
+
+
+@pytest.mark.parametrize("strides", [(1000, 400, 9, 1), (1000, 1, 45, 5)])
+def test_the_steps_of_a_cover_written_out_are_its_offsets(strides):
+    covered = sparse.cover(torch.arange(4), some_blocks((2, 3), (9, 9), (3, 4), 0.5), strides)
+    offsets = torch.zeros(1, dtype=torch.int64)
+    for extent, stride in reversed(covered.steps):
+        offsets = (offsets.unsqueeze(-1) + torch.arange(extent) * stride).flatten()
+    assert offsets.tolist() == list(covered.offsets)

@@ -131,17 +131,27 @@ class Cover:
     """The memory that blocks cover in a tensor of some strides, as contiguous stretches of `length` elements.
 
     `first` is the offset of each block's first unit, in the order of the seeds; the stretches of a block start at
-    `offsets` from there.
+    `offsets` from there, which are `steps`, an extent and a stride for each axis, written out.
     """
 
     first: Tensor
     length: int
-    offsets: Tensor
+    offsets: tuple[int, ...]
+    steps: tuple[tuple[int, int], ...]
 
     @cached_property
     def starts(self) -> Tensor:
         """The offset of each stretch, those of a block one after the other."""
-        return self.first if len(self.offsets) == 1 else (self.first.unsqueeze(1) + self.offsets).flatten()
+        first, device = self.first.unsqueeze(1), self.first.device
+        if len(self.offsets) == 1:
+            return self.first
+        if device.type == "cpu":
+            return (first + torch.tensor(self.offsets, dtype=torch.int64, device="cpu")).flatten()
+        # a list that the host copies to a GPU is waited for, numbers that it launches kernels with are not
+        for extent, stride in reversed(self.steps):
+            axis = torch.arange(0, extent * stride, stride, dtype=torch.int64, device=device)
+            first = (first.unsqueeze(-1) + axis).flatten(1)
+        return first.flatten()
 
     def fill(self, memory: Tensor, value: float, span: slice = WHOLE, before: int = 0) -> None:
         """Write `value` over the blocks of the seeds in `span`; `before` elements are not part of `memory`."""
@@ -150,7 +160,7 @@ class Cover:
             # element by element: one pass for each offset keeps the index in the cache
             first = self.first[span] - before if before else self.first[span]
             elements = memory.as_strided((reach,), (1,))
-            for offset in self.offsets.tolist():
+            for offset in self.offsets:
                 elements[offset:].index_fill_(0, first, value)
             return
         n = len(self.offsets)
@@ -165,9 +175,7 @@ def cover(seeds: Tensor, blocks: Blocks, strides: Size) -> Cover:
     rank = len(blocks.lead)
     axes = [(strides[i], blocks.lead[i]) for i in blocks.shared]
     axes += zip(strides[rank:], blocks.block, strict=True)
-    length, offsets = _stretches(tuple(axes))
-    offsets_there = torch.tensor(offsets, dtype=torch.int64, device=seeds.device)
-    return Cover(_first_units(seeds, blocks, strides), length, offsets_there)
+    return Cover(_first_units(seeds, blocks, strides), *_stretches(tuple(axes)))
 
 
 def _first_units(seeds: Tensor, blocks: Blocks, strides: Size) -> Tensor:
@@ -192,15 +200,16 @@ def _first_units(seeds: Tensor, blocks: Blocks, strides: Size) -> Tensor:
 
 
 @lru_cache(maxsize=1024)
-def _stretches(axes: tuple[tuple[int, int], ...]) -> tuple[int, tuple[int, ...]]:
-    """A box of memory, a stride and an extent for each axis, as stretches: their length, and their offsets."""
-    length, offsets = 1, [0]
+def _stretches(axes: tuple[tuple[int, int], ...]) -> tuple[int, tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """A box of memory, a stride and an extent for each axis, as stretches: `length`, `offsets` and `steps`."""
+    length, offsets, steps = 1, [0], []
     for stride, extent in sorted(axis for axis in axes if axis[1] > 1):
-        if stride == length and len(offsets) == 1:
+        if stride == length and not steps:
             length *= extent
         else:
             offsets = [i * stride + offset for i in range(extent) for offset in offsets]
-    return length, tuple(offsets)
+            steps.append((extent, stride))
+    return length, tuple(offsets), tuple(steps)
 
 
 def _spans(seeds: Tensor, total: int, step: int, positions: int) -> Iterator[tuple[int, int, slice]]:
@@ -261,7 +270,7 @@ def dropped_mask(seeds: Tensor, blocks: Blocks, device: torch.device, channels_l
     # the surplus of `draw_fixed_number` lies one past the end of the first dimension
     mask = empty_mask((own.lead[0] + 1, *own.lead[1:], *own.size), device, channels_last).zero_()
     there = cover(seeds, own, mask.stride())
-    Cover(there.first.to(device), there.length, there.offsets.to(device)).fill(mask, True)
+    replace(there, first=there.first.to(device)).fill(mask, True)
     return mask[: own.lead[0]]
 
 
