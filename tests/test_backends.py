@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_dropblock import DropBlock2d, backend_report, backends, drop_block2d, native, use_backend
 from torch_dropblock.rng import draw_rng_seed
@@ -124,6 +125,20 @@ def test_triton_is_not_imported_where_it_is_not_asked_for(monkeypatch):
     monkeypatch.setattr(backends, "triton_kernel", lambda: pytest.fail("Triton was asked for"))
     x = torch.ones(2, 3, 8, 8, requires_grad=True)
     DropBlock2d(3).double().to("cpu")(x).sum().backward()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
+def test_a_fake_tensor_of_a_gpu_that_is_not_here():
+    """As tools have it that plan the memory of a training on another machine."""
+    assert backends.why_not_triton(torch.device("cuda", 0)) in ("", backends.triton_kernel())
+    with FakeTensorMode():
+        x = torch.empty(2, 3, 8, 8, device="cuda")
+        try:
+            x[:1]
+        except RuntimeError:
+            pytest.skip("this PyTorch asks the driver when it cuts a fake tensor")
+        y = drop_block2d(x, 3)
+    assert (y.shape, y.device) == (x.shape, x.device)
 
 
 def test_report():

@@ -557,7 +557,9 @@ def why_not(device: torch.device, size: Size | None = None) -> str:
 
 @lru_cache
 def _is_old(device: torch.device) -> bool:
-    return torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0)
+    if torch.version.hip is not None or not torch.cuda.is_available():  # where there is none, tensors are fake
+        return False
+    return torch.cuda.get_device_capability(device) < (8, 0)
 
 
 def _strides(tensor: Tensor, blocks: Blocks) -> tuple[int, int, int] | None:
