@@ -35,7 +35,7 @@ def drop(input: Tensor, rng_seed: RngSeed, blocks: Blocks, scale: Scale, inplace
     # fewer page faults for outputs of 25 MB, no difference for 13 MB.
     output = input if inplace else torch.empty_like(input)
     if scale.backend == "triton":
-        backends.triton_kernel().drop(input, output, rng_seed, blocks, scale.gap)  # type: ignore[union-attr]
+        backends.triton_launch().drop(input, output, rng_seed, blocks, scale.gap)  # type: ignore[union-attr]
         return output
     if scale.backend == "reference":
         dropped = ~backends.reference_kept(rng_seed, blocks)

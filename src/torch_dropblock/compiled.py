@@ -76,7 +76,7 @@ class Draw:
 
     def packed(self, rng_seed: Tensor, keep_prob: Tensor, rate: Rate) -> tuple[Tensor, Tensor]:
         """A bit for each unit, by the GPU kernel; a `keep_prob` on the device stays there."""
-        kernel: Any = backends.triton_kernel()
+        kernel: Any = backends.triton_launch()
         lead, size, block = tuple(self.lead), tuple(self.size), clamp(tuple(self.size), tuple(self.block_size))
         gap, number = None, 0.5
         if keep_prob.device.type == "cpu":

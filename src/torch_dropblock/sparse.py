@@ -202,7 +202,8 @@ def _first_units(seeds: Tensor, blocks: Blocks, strides: Size) -> Tensor:
 @lru_cache(maxsize=1024)
 def _stretches(axes: tuple[tuple[int, int], ...]) -> tuple[int, tuple[int, ...], tuple[tuple[int, int], ...]]:
     """A box of memory, a stride and an extent for each axis, as stretches: `length`, `offsets` and `steps`."""
-    length, offsets, steps = 1, [0], []
+    length, offsets = 1, [0]
+    steps: list[tuple[int, int]] = []
     for stride, extent in sorted(axis for axis in axes if axis[1] > 1):
         if stride == length and not steps:
             length *= extent
