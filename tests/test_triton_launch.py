@@ -56,28 +56,43 @@ def test_nothing_depends_on_the_launch(kind):
     for how in (launch.Launch(32, 64, 512, 16), launch.Launch(256, 1024, 64, 64), launch.Launch(2048, 128, 2048, 8)):
         mask, output = launch.draw(seed, blocks, launch=how), torch.empty_like(x)
         launch.apply(x, output, mask, launch=how)
-        results.append((mask.words, output))
-    for words, output in results[1:]:
-        assert torch.equal(words, results[0][0])
-        assert torch.equal(output, results[0][1])
+        results.append((mask.words, mask.scale, output))
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
 
 
 @runs
 def test_gamma_0_and_1():
     nothing = launch.draw(rng_seed(), Blocks((2, 3), (9, 9), (3, 3), 0.0))
-    assert nothing.scale().item() == 1.0
+    assert nothing.scale.item() == 1.0
     assert not nothing.dense().any()
     for units in (1, 63, 64, 65):
         filled = launch.draw(rng_seed(), Blocks((1,), (units,), (1,), 1.0))
         walked = launch.draw(rng_seed(), Blocks((1,), (units,), (1,), 1.0), corners=True)
         assert torch.equal(filled.words, walked.words)
-        assert filled.scale().item() == walked.scale().item() == units
+        assert filled.scale.item() == walked.scale.item() == units
     everything = launch.draw(rng_seed(), Blocks((2, 3), (9, 9), (3, 3), 1.0), corners=True)
     assert everything.dense().all()
     assert len(everything.seeds()) == everything.blocks.positions
     x = torch.full((2, 3, 9, 9), math.nan, device=DEVICE)
     launch.apply(x, x, everything)
     assert (x == 0).all()
+
+
+def test_a_division_is_a_multiplication():
+    numbers = [0, 1, 2, 1000, 2**30, 2**30 + 2**16, 2**31 - 1]
+    for divisor in [*range(1, 300), 2**16 + 1, 2**29 - 1, 2**29, 2**30 - 1]:
+        packed = launch.reciprocal(divisor)
+        assert 2**31 < packed < 2**63, "an int64 to Triton, whatever the divisor"
+        near = [k * divisor + d for k in (1, 2, 2**31 // divisor - 1) for d in (-1, 0, 1)]
+        for number in filter(lambda n: 0 <= n < 2**31, numbers + near):
+            assert number * (packed & 0xFFFFFFFF) >> (packed >> 32) == number // divisor
+
+
+def test_streams_are_longer_where_there_are_many():
+    lengths = [launch.stream_length(some_blocks((samples, 256))) for samples in (1, 64, 256, 640, 10_000)]
+    assert lengths == [484, 484, 968, 1936, 1936]
+    assert max(launch.stream_length(Blocks((n,), (1 << 20,), (64,), 0.1)) for n in (1, 10**6)) <= 1 << 16
 
 
 def test_growth_makes_blocks():

@@ -85,7 +85,7 @@ class Draw:
             gap = kernel.mean_gap(keep_prob.to(rng_seed.device), size, block, rate)
         drawn = kernel.draw(rng_seed, Blocks.of(lead, size, block, number, rate, self.share_channels), gap)
         words = kernel.channels_inside(drawn) if self.channels_last else drawn.words.view(torch.int32)
-        return words, drawn.scale()
+        return words, drawn.scale
 
     def dropped(self, mask: Tensor, op: torch.dtype) -> Tensor:
         """The condition in the form that compiles best: on a CPU one read from bools is several times slower."""

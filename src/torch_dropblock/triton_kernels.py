@@ -9,33 +9,48 @@ docs/kernel.md has the formula, the layout of the mask and how its random number
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
-# Partial counts: one for all programs would be waited for, and one each would be too many to add up in applying.
-SLOTS = tl.constexpr(32)
+# One number holds how many programs have counted, above, and what they have counted, below.
+ONE_PROGRAM = tl.constexpr(1 << 40)
 TO_UNIT = tl.constexpr(2.0**-64)
 # Below it a logarithm of 1 - v is a short sum: a difference from 1 would lose what is small.
 SMALL = tl.constexpr(2.0**-8)
 
 
 @triton.jit
+def _series(v):
+    """-log(1 - v) for 0 <= v < 2^-8 in float64, with a relative error below 2^-45."""
+    return v * (1.0 + v * (1.0 / 2 + v * (1.0 / 3 + v * (1.0 / 4 + v * (1.0 / 5 + v * (1.0 / 6))))))
+
+
+@triton.jit
 def _minus_log1m(v):
-    """-log(1 - v) for 0 <= v <= 1 in float64, with a relative error below 2^-45."""
-    series = v * (1.0 + v * (1.0 / 2 + v * (1.0 / 3 + v * (1.0 / 4 + v * (1.0 / 5 + v * (1.0 / 6))))))
-    return tl.where(v < SMALL, series, -tl.log(1.0 - v))
+    """-log(1 - v) for 0 <= v <= 1."""
+    return tl.where(v < SMALL, _series(v), -tl.log(1.0 - v))
 
 
 @triton.jit
 def _exponential(word):
-    """A standard exponential from 64 random bits; each tail as precise as the other."""
-    low = (word.to(tl.float64) + 0.5) * TO_UNIT
+    """A standard exponential from 64 random bits, as -log(1 - v); each tail as precise as the other."""
+    is_small = (word >> 56) == 0  # v < 2^-8; else 1 - v is made of the complement, without a difference from 1
     complement = (~word.to(tl.int64, bitcast=True)).to(tl.uint64, bitcast=True)
-    high = (complement.to(tl.float64) + 0.5) * TO_UNIT  # 1 - low, without a difference from 1
-    return tl.where(low < SMALL, _minus_log1m(tl.minimum(low, SMALL)), -tl.log(high))
+    v = (tl.where(is_small, word, complement).to(tl.float64) + 0.5) * TO_UNIT
+    return tl.where(is_small, _series(v), -tl.log(v))
+
+
+@triton.jit
+def _divided(number, reciprocal):
+    """Number over divisor, rounded down, for 0 <= number < 2^31 and `triton_launch.reciprocal(divisor)`.
+
+    A division by what is not known when the code is compiled takes many times as long.
+    """
+    product = number.to(tl.uint32, bitcast=True).to(tl.uint64) * reciprocal.to(tl.uint32).to(tl.uint64)
+    return (product >> (reciprocal >> 32).to(tl.uint64)).to(tl.int32)
 
 
 @triton.jit(
     do_not_specialize=[
         "gap_high", "gap_low", "positions", "stream_length", "plane_positions", "valid_rows", "valid_columns",
-        "plane_units", "area", "row", "run", "run_words",
+        "by_plane", "by_rows", "by_columns", "plane_units", "area", "row", "run", "run_words",
     ]
 )  # fmt: skip
 def draw_rows(
@@ -50,6 +65,9 @@ def draw_rows(
     plane_positions,
     valid_rows,
     valid_columns,
+    by_plane,
+    by_rows,
+    by_columns,
     plane_units,
     area,
     row,
@@ -90,11 +108,11 @@ def draw_rows(
         inside = at < length
         # from the number of a position to the number of a unit
         rest = place + at
-        planes = rest // plane_positions
+        planes = _divided(rest, by_plane)
         rest -= planes * plane_positions
-        line = rest // valid_columns
+        line = _divided(rest, by_columns)
         column = rest - line * valid_columns
-        layer = line // valid_rows
+        layer = _divided(line, by_rows)
         line -= layer * valid_rows
         unit = (plane + planes) * plane_units + (layer * area + line * row + column)
         bit = (unit & 31).to(tl.int32)
@@ -116,42 +134,73 @@ def _ones(word):
     return ((word * 0x0101010101010101) >> 56).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["length", "stride", "step", "last", "shifts"])
-def grow(source, target, counts, length, stride, step, last, shifts, COUNT: tl.constexpr, WORDS: tl.constexpr):
-    """Shift a string of bits by min(i * step, last) * stride for each i < shifts, and take every bit set in any.
-
-    Blocks lie whole inside their map, so no bit is shifted over the end of a row or of a plane.
-    """
-    index = tl.program_id(0).to(tl.int64) * WORDS + tl.arange(0, WORDS)
+@triton.jit
+def _grown(source, start, length, stride, step, last, shifts, AT_AN_END: tl.constexpr, WORDS: tl.constexpr):
+    index = tl.arange(0, WORDS)
     total = tl.zeros((WORDS,), tl.uint64)
     for i in range(shifts):
         shift = tl.minimum(i * step, last).to(tl.int64) * stride
         bits = (shift & 63).to(tl.uint64)
-        at = index - (shift >> 6)
-        upper = tl.load(source + at, mask=(index < length) & (at >= 0), other=0).to(tl.uint64, bitcast=True)
-        lower = tl.load(source + at - 1, mask=(index < length) & (at >= 1), other=0).to(tl.uint64, bitcast=True)
-        total |= (upper << bits) | ((lower >> 1) >> (63 - bits))  # a shift by 64 would be undefined
-    tl.store(target + index, total.to(tl.int64, bitcast=True), mask=index < length)
+        at = start - (shift >> 6)
+        if AT_AN_END:
+            inside = index < length - start
+            upper = tl.load(source + at + index, mask=inside & (at + index >= 0), other=0)
+            lower = tl.load(source + at - 1 + index, mask=inside & (at + index >= 1), other=0)
+        else:
+            upper = tl.load(source + at + index)
+            lower = tl.load(source + at - 1 + index)
+        # a shift by 64 would be undefined
+        total |= (upper.to(tl.uint64, bitcast=True) << bits) | ((lower.to(tl.uint64, bitcast=True) >> 1) >> (63 - bits))
+    return total
+
+
+@triton.jit(do_not_specialize=["length", "units", "stride", "step", "last", "shifts"])
+def grow(
+    source,
+    target,
+    counted,
+    scale,
+    length,
+    units,
+    stride,
+    step,
+    last,
+    shifts,
+    COUNT: tl.constexpr,
+    WORDS: tl.constexpr,
+):
+    """Shift a string of bits by min(i * step, last) * stride for each i < shifts, and take every bit set in any.
+
+    Blocks lie whole inside their map, so no bit is shifted over the end of a row or of a plane. The program that is
+    the last to count, whichever that is, stores the scale: units over units kept. Where all are dropped it is finite,
+    and no unit is multiplied by it.
+    """
+    start = tl.program_id(0).to(tl.int64) * WORDS
+    index = tl.arange(0, WORDS)
+    if (start > (last.to(tl.int64) * stride >> 6)) & (start + WORDS <= length):
+        total = _grown(source, start, length, stride, step, last, shifts, False, WORDS)
+    else:
+        total = _grown(source, start, length, stride, step, last, shifts, True, WORDS)
+    tl.store(target + start + index, total.to(tl.int64, bitcast=True), mask=index < length - start)
     if COUNT:
         dropped = tl.sum(_ones(total), axis=0).to(tl.int64)
-        tl.atomic_add(counts + tl.program_id(0) % SLOTS, dropped, sem="relaxed")
-
-
-@triton.jit
-def _scale(counts, units):
-    """Units over units kept, float64; where all are dropped it is finite, and no unit is multiplied by it."""
-    dropped = tl.sum(tl.load(counts + tl.arange(0, SLOTS)), axis=0)
-    return units.to(tl.float64) / tl.maximum(units - dropped, 1).to(tl.float64)
-
-
-@triton.jit(do_not_specialize=["units"])
-def store_scale(counts, scale, units):
-    tl.store(scale, _scale(counts, units))
+        before = tl.atomic_add(counted, dropped + ONE_PROGRAM, sem="relaxed")
+        if (before >> 40) == tl.num_programs(0) - 1:
+            kept = units - (before & (ONE_PROGRAM - 1)) - dropped
+            tl.store(scale, units.to(tl.float64) / tl.maximum(kept, 1).to(tl.float64))
 
 
 @triton.jit
 def _apply_eights(
-    input, output, mask, counts, units, elements, OP: tl.constexpr, EIGHTS: tl.constexpr, RAGGED: tl.constexpr
+    input,
+    output,
+    mask,
+    scale,
+    elements,
+    OP: tl.constexpr,
+    EIGHTS: tl.constexpr,
+    POLICY: tl.constexpr,
+    RAGGED: tl.constexpr,
 ):
     eight = tl.arange(0, EIGHTS)
     inner = tl.arange(0, 8)
@@ -161,27 +210,27 @@ def _apply_eights(
     input += start
     output += start
     if RAGGED:
-        value = tl.load(input + offset, mask=offset < elements - start, other=0.0)
+        value = tl.load(input + offset, mask=offset < elements - start, other=0.0, eviction_policy=POLICY)
         byte = tl.load(mask + eight, mask=eight * 8 < elements - start, other=0)
     else:
-        value = tl.load(input + offset)
+        value = tl.load(input + offset, eviction_policy=POLICY)
         byte = tl.load(mask + eight)
     dropped = (byte.to(tl.int32)[:, None] >> inner[None, :]) & 1
-    scaled = (value.to(OP) * _scale(counts, units).to(OP)).to(output.dtype.element_ty)
+    scaled = (value.to(OP) * tl.load(scale).to(OP)).to(output.dtype.element_ty)
     result = tl.where(dropped == 0, scaled, tl.zeros_like(scaled))
     if RAGGED:
-        tl.store(output + offset, result, mask=offset < elements - start)
+        tl.store(output + offset, result, mask=offset < elements - start, eviction_policy=POLICY)
     else:
-        tl.store(output + offset, result)
+        tl.store(output + offset, result, eviction_policy=POLICY)
 
 
-@triton.jit(do_not_specialize=["units"])
-def apply_flat(input, output, mask, counts, units, elements, OP: tl.constexpr, EIGHTS: tl.constexpr):
+@triton.jit
+def apply_flat(input, output, mask, scale, elements, OP: tl.constexpr, EIGHTS: tl.constexpr, POLICY: tl.constexpr):
     """Elements in the order of the bits of the mask, eight to a byte."""
     if (tl.program_id(0).to(tl.int64) + 1) * (EIGHTS * 8) <= elements:
-        _apply_eights(input, output, mask, counts, units, elements, OP, EIGHTS, False)
+        _apply_eights(input, output, mask, scale, elements, OP, EIGHTS, POLICY, False)
     else:
-        _apply_eights(input, output, mask, counts, units, elements, OP, EIGHTS, True)
+        _apply_eights(input, output, mask, scale, elements, OP, EIGHTS, POLICY, True)
 
 
 @triton.jit
@@ -193,13 +242,12 @@ def _window(mask, bit, words, inside):
     return ((lower | (upper << 32)) >> (bit & 31).to(tl.uint64)).to(tl.uint32)
 
 
-@triton.jit(do_not_specialize=["units", "words", "tiles", "columns_of_tiles"])
+@triton.jit(do_not_specialize=["words", "tiles", "columns_of_tiles"])
 def apply_tiles(
     input,
     output,
     mask,
-    counts,
-    units,
+    scale,
     words,
     tiles,
     columns_of_tiles,
@@ -215,6 +263,7 @@ def apply_tiles(
     output_unit,
     OP: tl.constexpr,
     CHANNELS: tl.constexpr,
+    POLICY: tl.constexpr,
 ):
     """Tiles of 32 units by CHANNELS channels of one sample, in any strides: a channel's bits are one window."""
     program = tl.program_id(0).to(tl.int64)
@@ -225,12 +274,13 @@ def apply_tiles(
     channel = (tile - row * columns_of_tiles) * CHANNELS + tl.arange(0, CHANNELS).to(tl.int64)
     inside = (unit < size)[:, None] & (channel < channels)[None, :]
     where = sample * input_sample + unit[:, None] * input_unit + channel[None, :] * input_channel
-    value = tl.load(input + where, mask=inside, other=0.0)
+    value = tl.load(input + where, mask=inside, other=0.0, eviction_policy=POLICY)
     window = _window(mask, sample * sample_bits + row * 32 + channel * channel_bits, words, channel < channels)
     dropped = (window[None, :] >> tl.arange(0, 32).to(tl.uint32)[:, None]) & 1
-    scaled = (value.to(OP) * _scale(counts, units).to(OP)).to(output.dtype.element_ty)
+    scaled = (value.to(OP) * tl.load(scale).to(OP)).to(output.dtype.element_ty)
     where = sample * output_sample + unit[:, None] * output_unit + channel[None, :] * output_channel
-    tl.store(output + where, tl.where(dropped == 0, scaled, tl.zeros_like(scaled)), mask=inside)
+    result = tl.where(dropped == 0, scaled, tl.zeros_like(scaled))
+    tl.store(output + where, result, mask=inside, eviction_policy=POLICY)
 
 
 @triton.jit(do_not_specialize=["words", "size", "channels", "rows", "columns"])

@@ -27,6 +27,10 @@ from .sparse import Blocks
 
 # The positions of one plane and of one stream are counted in 32 bits.
 MOST_UNITS_OF_A_PLANE = 1 << 30
+# int64 numbers in a line of a GPU's cache
+A_LINE = 16
+# Of so many bytes the first have left every cache before the last are there: they are to leave room for the mask.
+NO_LONGER_CACHED = 1 << 27
 DTYPES = {
     torch.float16: tl.float32,
     torch.bfloat16: tl.float32,
@@ -55,16 +59,10 @@ class Mask:
     """What was drawn: the unit of number i, plane by plane and row by row, is dropped if bit i of `words` is set."""
 
     words: Tensor
-    counts: Tensor
+    # units over units kept: float64, of no dimensions
+    scale: Tensor
     blocks: Blocks
     corners: Tensor | None = None
-
-    def scale(self) -> Tensor:
-        """Units over units kept, float64, of no dimensions."""
-        scale = torch.empty((), dtype=torch.float64, device=self.words.device)
-        with _on(scale):
-            kernels.store_scale[(1,)](self.counts, scale, self.blocks.units)
-        return scale
 
     def dense(self) -> Tensor:
         """True where dropped, of shape `(*own_lead, *size)`."""
@@ -89,10 +87,22 @@ def _unpacked(words: Tensor, units: int) -> Tensor:
 def stream_length(blocks: Blocks) -> int:
     """How many seed positions make a stream: where a tenth of the units is dropped, one or two seeds are in each.
 
-    A function of the map and the block alone, since the mask depends on it.
+    Where there are many streams they are up to four times as long: lanes that walk side by side wait for the one of
+    the most seeds, which is then less above the mean. A function of the shape and the block alone, as the mask is.
     """
     seeds_wanted = math.prod(blocks.size) / (math.prod(blocks.block) * math.prod(blocks.valid))  # to drop them all
-    return min(max(round(16 / seeds_wanted), 16), 1 << 16)
+    length = min(max(round(16 / seeds_wanted), 16), 1 << 14)
+    return length * min(max(blocks.positions // length >> 15, 1), 4)
+
+
+@lru_cache(maxsize=1024)
+def reciprocal(divisor: int) -> int:
+    """What a number below 2^31 is multiplied by, and shifted right by, to be divided: 32 bits each, the shift above.
+
+    Source: Granlund, Montgomery, "Division by invariant integers using multiplication", PLDI 1994.
+    """
+    shift = 31 + (divisor - 1).bit_length()
+    return _parts(1 << shift, divisor) | shift << 32
 
 
 @lru_cache(maxsize=1024)
@@ -116,8 +126,13 @@ def mean_gap(keep_prob: Tensor, size: Size, block: Size, rate: str) -> Tensor:
     """-1 / log(1 - γ) for a `keep_prob` that only the device knows: float64, of one element."""
     gap = torch.empty(1, dtype=torch.float64, device=keep_prob.device)
     pad = (1,) * (3 - len(size))
+    # for the distinct numbers of blocks that cover a unit, see `geometry`
+    distinct = math.prod(min(b, s - b + 1) for s, b in zip(size, block, strict=True))
+    lanes = min(max(triton.next_power_of_2(distinct), 32), 1024)
     with _on(gap):
-        kernels.solve[(1,)](keep_prob, gap, *pad, *size, *pad, *block, rate == "paper", 1024)
+        kernels.solve[(1,)](
+            keep_prob, gap, *pad, *size, *pad, *block, rate == "paper", lanes, num_warps=max(1, lanes // 256)
+        )
     return gap
 
 
@@ -130,20 +145,18 @@ def draw(
     """
     if math.prod(blocks.size) >= MOST_UNITS_OF_A_PLANE:
         raise ValueError(f"a map for Triton must have fewer than 2^30 units, got one of {math.prod(blocks.size)}")
+    if gap is None and blocks.gamma in (0.0, 1.0) and not corners:
+        return _nothing_or_everything(blocks, rng_seed.device)
     device, units = rng_seed.device, blocks.units
-    length, slots = _parts(units, 64), int(kernels.SLOTS.value)
+    length = _parts(units, 64)
     # one tensor, so that zeros are written once
-    zeros = torch.zeros(slots + length * (2 if corners else 1), dtype=torch.int64, device=device)
-    counts, rows = zeros[:slots], zeros[slots : slots + length]
-    noted = zeros[slots + length :] if corners else None
-    if gap is None and blocks.gamma == 0.0:
-        return Mask(rows.clone(), counts, blocks, noted)  # what an operator returns is no part of something larger
-    if gap is None and blocks.gamma == 1.0 and not corners:
-        rows = rows.clone().fill_(-1)
-        rows[-1].fill_((1 << units % 64) - 1 if units % 64 else -1)
-        counts[0].fill_(units)
-        return Mask(rows, counts, blocks)
-    known = 0.0 if gap is not None or blocks.gamma == 1.0 else min(-1.0 / math.log1p(-blocks.gamma), 1e30)
+    zeros = torch.zeros(A_LINE + length * (2 if corners else 1), dtype=torch.int64, device=device)
+    counted, rows = zeros[:A_LINE], zeros[A_LINE : A_LINE + length]
+    noted = zeros[A_LINE + length :] if corners else None
+    scale = torch.empty((), dtype=torch.float64, device=device)
+    known = 0.0
+    if gap is None and blocks.gamma < 1.0:
+        known = min(-1.0 / math.log1p(-blocks.gamma), 1e30) if blocks.gamma else 1e30
     gap_high = struct.unpack("f", struct.pack("f", known))[0]  # a number that is given to a kernel has 32 bits
     pad = (1,) * (3 - len(blocks.size))
     size, valid = pad + blocks.size, pad + blocks.valid
@@ -156,7 +169,7 @@ def draw(
             rows.view(torch.int32),
             (rows if noted is None else noted).view(torch.int32),
             rng_seed,
-            counts if gap is None else gap,
+            rng_seed if gap is None else gap,
             gap_high,
             known - gap_high,
             blocks.positions,
@@ -164,6 +177,9 @@ def draw(
             math.prod(valid),
             valid[1],
             valid[2],
+            reciprocal(math.prod(valid)),
+            reciprocal(valid[1]),
+            reciprocal(valid[2]),
             math.prod(size),
             size[1] * size[2],
             size[2],
@@ -179,21 +195,33 @@ def draw(
         for i, step in enumerate(steps):
             target = torch.empty_like(rows)
             last = i == len(steps) - 1
-            kernels.grow[(_parts(length, at_once),)](source, target, counts, length, *step, COUNT=last, WORDS=at_once)
+            kernels.grow[(_parts(length, at_once),)](
+                source, target, counted, scale, length, units, *step, COUNT=last, WORDS=at_once
+            )
             source = target
-    return Mask(source, counts, blocks, noted)
+    return Mask(source, scale, blocks, noted)
+
+
+def _nothing_or_everything(blocks: Blocks, device: torch.device) -> Mask:
+    everything, over = blocks.gamma == 1.0, blocks.units % 64
+    words = torch.full((_parts(blocks.units, 64),), -1 if everything else 0, dtype=torch.int64, device=device)
+    if everything and over:
+        words[-1].fill_((1 << over) - 1)
+    scale = torch.full((), blocks.units if everything else 1, dtype=torch.float64, device=device)
+    return Mask(words, scale, blocks)
 
 
 def apply(input: Tensor, output: Tensor, mask: Mask, *, launch: Launch = LAUNCH) -> None:
     """Write the input times the scale, and 0 where dropped, into `output`, which may be the input."""
     blocks, op = mask.blocks, DTYPES[input.dtype]
+    policy = "evict_first" if input.nbytes > NO_LONGER_CACHED else ""
     lazy = input.is_neg() or output.is_neg()  # memory that does not hold what the tensor says
     if not blocks.shared and input.is_contiguous() and output.is_contiguous() and not lazy:
         count = input.numel()
         eights = _fit(launch.eights, _parts(count, 8))
         with _on(input):
             kernels.apply_flat[(_parts(count, 8 * eights),)](
-                input, output, mask.words.view(torch.uint8), mask.counts, blocks.units, count, op, eights
+                input, output, mask.words.view(torch.uint8), mask.scale, count, op, eights, policy
             )
         return
     lead = blocks.lead if len(blocks.lead) > 1 else (1, *blocks.lead)
@@ -201,7 +229,7 @@ def apply(input: Tensor, output: Tensor, mask: Mask, *, launch: Launch = LAUNCH)
     by_tiles = blocks.shared in ((), (len(blocks.lead) - 1,)) and not lazy
     if not by_tiles or input_place is None or output_place is None:
         # strides of no order, or a mask that is shared by what `torch.vmap` maps over
-        output.copy_(sparse.masked(input, mask.dense(), mask.scale()))
+        output.copy_(sparse.masked(input, mask.dense(), mask.scale))
         return
     samples, channels, size = math.prod(lead[:-1]), lead[-1], math.prod(blocks.size)
     at_once = min(launch.channels, triton.next_power_of_2(channels))
@@ -213,8 +241,7 @@ def apply(input: Tensor, output: Tensor, mask: Mask, *, launch: Launch = LAUNCH)
             input,
             output,
             words,
-            mask.counts,
-            blocks.units,
+            mask.scale,
             len(words),
             rows * columns,
             columns,
@@ -226,6 +253,7 @@ def apply(input: Tensor, output: Tensor, mask: Mask, *, launch: Launch = LAUNCH)
             *output_place,
             op,
             at_once,
+            policy,
         )
 
 
