@@ -131,6 +131,7 @@ def test_triton_is_not_imported_where_it_is_not_asked_for(monkeypatch):
 def test_a_fake_tensor_of_a_gpu_that_is_not_here():
     """As tools have it that plan the memory of a training on another machine."""
     assert backends.why_not_triton(torch.device("cuda", 0)) in ("", backends.triton_launch())
+    assert not backends.keeps_keep_prob(torch.device("cuda", 0)), "a tensor of numbers cannot be there"
     with FakeTensorMode():
         x = torch.empty(2, 3, 8, 8, device="cuda")
         try:

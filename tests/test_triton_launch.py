@@ -6,6 +6,8 @@ import re
 
 import pytest
 import torch
+from torch import nn
+from torch._dynamo.utils import counters
 from torch._inductor.utils import run_fw_bw_and_get_code
 from torch.autograd import forward_ad
 from torch.func import grad, vmap
@@ -31,6 +33,7 @@ from torch_dropblock import (
     drop_block1d,
     drop_block2d,
     drop_block3d,
+    insert_dropblock,
     reference,
     use_backend,
 )
@@ -398,11 +401,15 @@ def test_a_cuda_graph_draws_fresh_masks_and_follows_a_schedule():
 
 
 @on_gpu
+@pytest.mark.parametrize("inserted", [False, True])
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_compiled_training_with_a_schedule(mode):
+def test_compiled_training_with_a_schedule(mode, inserted):
     torch._dynamo.reset()
-    layer = DropBlock2d(7).cuda()
-    function = torch.compile(lambda x: layer(x * 2) + 1, mode=mode, fullgraph=True)
+    counters["inductor"].clear()
+    network = nn.Sequential(nn.Identity() if inserted else DropBlock2d(7))
+    layer = insert_dropblock(network, ["0"])["0"] if inserted else network[0]
+    network.cuda()
+    function = torch.compile(lambda x: network(x * 2) + 1, mode=mode, fullgraph=True)
     x = torch.ones(64, 64, 28, 28, device="cuda", requires_grad=True)
     seen = []
     for keep_prob in (0.9, 0.9, 0.9, 0.7, 0.5):
@@ -414,6 +421,7 @@ def test_compiled_training_with_a_schedule(mode):
         assert torch.equal(gradient == 0, y == 1)
         seen.append((y == 1).clone())
     assert not torch.equal(seen[1], seen[2])
+    assert not counters["inductor"]["cudagraph_skips"]
 
 
 @on_gpu

@@ -142,7 +142,7 @@ def mean_gap(keep_prob: Tensor, device: torch.device, size: Size, block_size: Si
 
 def keeps_keep_prob(device: torch.device) -> bool:
     """Whether γ is solved on this device, so that a `keep_prob` for compiled code is best kept there."""
-    return device.type == "cuda" and not why_not_triton(device)
+    return device.type == "cuda" and torch.cuda.is_available() and not why_not_triton(device)
 
 
 def reference_kept(rng_seed: RngSeed, blocks: Blocks) -> Tensor:
