@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from torch_dropblock import geometry
+from torch_dropblock.drawing import Blocks
 from torch_dropblock.rng import draw_rng_seed
-from torch_dropblock.sparse import Blocks
 
 pytest.importorskip("triton", reason="Triton is not installed")
 launch = pytest.importorskip("torch_dropblock.triton_launch")

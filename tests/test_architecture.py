@@ -14,7 +14,8 @@ SOURCE = Path(torch_dropblock.__file__).parent
 LAYERS = [
     {"checks", "rng", "integrations.__init__"},
     {"geometry"},
-    {"reference", "sparse"},
+    {"reference", "drawing"},
+    {"sparse"},
     {"native", "triton_kernels"},
     {"triton_launch"},
     {"backends"},

@@ -8,8 +8,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_dropblock import DropBlock2d, backend_report, backends, drop_block2d, native, use_backend
+from torch_dropblock.drawing import Blocks
 from torch_dropblock.rng import draw_rng_seed
-from torch_dropblock.sparse import Blocks
 
 CPU = torch.device("cpu")
 built = pytest.mark.skipif(native.LIBRARY is None, reason="the native library was not built")

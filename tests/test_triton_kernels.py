@@ -22,7 +22,8 @@ from gpu_path import (
     some_blocks,
 )
 from torch_dropblock import geometry, keep_rate_map, reference, seed_probability
-from torch_dropblock.sparse import CHANNELS_LAST, Blocks
+from torch_dropblock.drawing import Blocks
+from torch_dropblock.sparse import CHANNELS_LAST
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")

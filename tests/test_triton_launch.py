@@ -38,7 +38,7 @@ from torch_dropblock import (
     use_backend,
 )
 from torch_dropblock.autograd import ApplyBlocks, Scale
-from torch_dropblock.sparse import Blocks
+from torch_dropblock.drawing import Blocks
 
 pytestmark = MARKS
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from . import checks, native, reference
+from .drawing import Blocks
 from .geometry import Size, clamp
 from .rng import RngSeed, device_of
-from .sparse import Blocks
 
 PATHS = ("triton", "native", "sparse", "reference")
 NAMES = ("auto", *PATHS)

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends, checks, sparse
+from . import backends, checks, drawing, sparse
 from .checks import Rate
+from .drawing import Blocks
 from .geometry import clamp
 from .rng import draw_rng_seed
-from .sparse import Blocks
 
 SIGNATURE = (
     "(Tensor rng_seed, Tensor keep_prob, SymInt[] lead, SymInt[] size, SymInt[] block_size, str rate, "
@@ -71,7 +71,7 @@ class Draw:
             dropped = ~backends.reference_kept(rng_seed, blocks)
             mask = sparse.empty_mask(tuple(dropped.shape), device, self.channels_last).copy_(dropped)
         else:
-            mask = sparse.dropped_mask(sparse.draw_seeds(rng_seed, blocks), blocks, device, self.channels_last)
+            mask = sparse.dropped_mask(drawing.draw_seeds(rng_seed, blocks), blocks, device, self.channels_last)
         return mask.view(torch.uint8), sparse.scale_of(mask)
 
     def packed(self, rng_seed: Tensor, keep_prob: Tensor, rate: Rate) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from . import sparse
 from . import triton_kernels as kernels
+from .drawing import Blocks
 from .geometry import Size
-from .sparse import Blocks
 
 # The positions of one plane and of one stream are counted in 32 bits.
 MOST_UNITS_OF_A_PLANE = 1 << 30
@@ -69,7 +69,7 @@ class Mask:
         return _unpacked(self.words, self.blocks.units).view(*self.blocks.own_lead, *self.blocks.size)
 
     def seeds(self) -> Tensor:
-        """The corners that were drawn, numbered as `sparse.draw_seeds` numbers seeds."""
+        """The corners that were drawn, numbered as `drawing.draw_seeds` numbers seeds."""
         if self.corners is None:
             raise ValueError("corners must be noted when the mask is drawn")
         at = _unpacked(self.corners, self.blocks.units).view(-1, *self.blocks.size)
