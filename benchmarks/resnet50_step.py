@@ -9,7 +9,8 @@ autocast with channels last. The networks take turns, each round from another on
 rounds of the difference from the plain network within a round, as a share of the plain network's step.
 
 The sites are those of the official code in groups 3 and 4: after the batch norm of every convolution and on every
-shortcut, with the strength of group 3 a quarter of that of group 4. Ours are inserted by `insert_dropblock_resnet`.
+shortcut, with the strength of group 3 a quarter of that of group 4. Ours are inserted by `insert_dropblock_resnet` or,
+where torchvision is not installed and the network is that of `network.py`, at the same sites by `insert_dropblock`.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet50
-from torchvision.ops import DropBlock2d as TorchvisionDropBlock
 
-from torch_dropblock import insert_dropblock_resnet, native
-from torch_dropblock.bench import OURS, PRODUCT, PYTHON, machine, spread, take_turns
+from network import ResNet50
+from torch_dropblock import insert_dropblock, insert_dropblock_resnet, native
+from torch_dropblock.bench import OURS, PRODUCT, PYTHON, machine, peer, spread, take_turns
 
 PLAIN = "no layer"
 BLOCK_SIZE, KEEP_PROB = 7, 0.9
+SITES = ("bn1", "bn2", "bn3", "downsample")
 
 
 class Product(nn.Module):
@@ -43,18 +44,27 @@ class Product(nn.Module):
 Change = Callable[[nn.Module], object]
 PEERS: dict[str, Callable[[float], nn.Module]] = {
     PRODUCT: lambda _: Product(),
-    "torchvision": lambda keep_prob: TorchvisionDropBlock(1 - keep_prob, BLOCK_SIZE),
     "nn.Dropout": lambda keep_prob: nn.Dropout(1 - keep_prob),
 }
+TorchvisionDropBlock = peer("torchvision.ops", "DropBlock2d")
+torchvision_resnet50 = peer("torchvision.models", "resnet50")
+if TorchvisionDropBlock:
+    PEERS["torchvision"] = lambda keep_prob: TorchvisionDropBlock(1 - keep_prob, BLOCK_SIZE)
 
 
 def changes(compiled: bool, device: str) -> dict[str, Change]:
     """Every network that takes part, by name."""
 
     def ours(inplace: bool = True) -> Change:
-        return lambda network: insert_dropblock_resnet(
-            network, keep_prob=KEEP_PROB, block_size=BLOCK_SIZE, inplace=inplace
-        )
+        def insert(network: nn.Module) -> None:
+            if not isinstance(network, ResNet50):
+                insert_dropblock_resnet(network, keep_prob=KEEP_PROB, block_size=BLOCK_SIZE, inplace=inplace)
+                return
+            for group, blocks, keep_prob in groups(network):
+                names = [f"layer{group}.{i}.{site}" for i in range(len(blocks)) for site in SITES]
+                insert_dropblock(network, names, block_size=BLOCK_SIZE, keep_prob=keep_prob, inplace=inplace)
+
+        return insert
 
     all_of_them: dict[str, Change] = {PLAIN: lambda network: None, OURS: ours(), f"{OURS}, inplace=False": ours(False)}
     if native.LIBRARY is not None and device == "cpu" and not compiled:
@@ -63,13 +73,17 @@ def changes(compiled: bool, device: str) -> dict[str, Change]:
 
 
 def put_layers(make: Callable[[float], nn.Module], network: nn.Module) -> None:
-    """Put a layer at each site of groups 3 and 4 of a ResNet of torchvision."""
-    for group, blocks in ((3, network.layer3), (4, network.layer4)):
-        keep_prob = 1 - (1 - KEEP_PROB) / 4 ** (4 - group)
-        for block in blocks:  # type: ignore[union-attr]
-            for name in ("bn1", "bn2", "bn3", "downsample"):
+    """Put a layer at each site of groups 3 and 4."""
+    for _, blocks, keep_prob in groups(network):
+        for block in blocks:
+            for name in SITES:
                 before = getattr(block, name) or nn.Identity()  # an identity shortcut has no module of its own
                 setattr(block, name, nn.Sequential(before, make(keep_prob)))
+
+
+def groups(network: nn.Module) -> list[tuple[int, nn.Sequential, float]]:
+    """The groups with layers, each with its blocks and its keep_prob."""
+    return [(g, network.get_submodule(f"layer{g}"), 1 - (1 - KEEP_PROB) / 4 ** (4 - g)) for g in (3, 4)]  # type: ignore[misc]
 
 
 def training_step(
@@ -104,7 +118,7 @@ def measure(
     torch.manual_seed(0)
     images = torch.randn(batch, 3, side, side, device=device)
     labels = torch.randint(1000, (batch,), device=device)
-    plain = resnet50(weights=None)
+    plain = torchvision_resnet50(weights=None) if torchvision_resnet50 else ResNet50()
     steps = {}
     for name, change in changes(compiled, device).items():
         if names is not None and name not in names:
@@ -122,6 +136,7 @@ def measure(
         "rounds": rounds,
         "bfloat16": bfloat16,
         "compiled": compiled,
+        "network": type(plain).__module__,
         **machine(device),
     }
     return [

@@ -3,7 +3,6 @@
 import math
 import os
 
-import matplotlib.figure
 import pytest
 import torch
 from hypothesis import settings
@@ -36,6 +35,8 @@ def z_score():
 @pytest.fixture
 def saved(monkeypatch):
     """The figures that are saved, in order."""
+    import matplotlib.figure  # here, so that the tests of the layer need no more than it does
+
     figures = []
     savefig = matplotlib.figure.Figure.savefig
 

@@ -14,8 +14,10 @@ SOURCE = Path(torch_dropblock.__file__).parent
 LAYERS = [
     {"checks", "rng", "integrations.__init__"},
     {"geometry"},
-    {"reference", "sparse"},
-    {"native", "triton_kernel"},
+    {"reference", "drawing"},
+    {"sparse"},
+    {"native", "triton_kernels"},
+    {"triton_launch"},
     {"backends"},
     {"autograd", "compiled"},
     {"functional"},

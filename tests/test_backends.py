@@ -5,10 +5,11 @@ import threading
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_dropblock import DropBlock2d, backend_report, backends, drop_block2d, native, use_backend
+from torch_dropblock.drawing import Blocks
 from torch_dropblock.rng import draw_rng_seed
-from torch_dropblock.sparse import Blocks
 
 CPU = torch.device("cpu")
 built = pytest.mark.skipif(native.LIBRARY is None, reason="the native library was not built")
@@ -99,7 +100,7 @@ def test_the_references_mask_is_a_function_of_the_rng_seed():
 
 def test_a_choice_that_cannot_serve_says_why_before_anything_is_drawn(monkeypatch):
     x, state = torch.ones(2, 3, 8, 8), torch.get_rng_state()
-    monkeypatch.setattr(backends, "triton_kernel", lambda: "Triton cannot be imported (for a test)")
+    monkeypatch.setattr(backends, "triton_launch", lambda: "Triton cannot be imported (for a test)")
     with use_backend("triton"), pytest.raises(ValueError, match=r"^use_backend\('triton'\) .*\(for a test\)"):
         drop_block2d(x, 3)
     monkeypatch.setattr(native, "LIBRARY", None)
@@ -121,9 +122,24 @@ def test_native_says_what_it_does_not_serve():
 
 
 def test_triton_is_not_imported_where_it_is_not_asked_for(monkeypatch):
-    monkeypatch.setattr(backends, "triton_kernel", lambda: pytest.fail("Triton was asked for"))
+    monkeypatch.setattr(backends, "triton_launch", lambda: pytest.fail("Triton was asked for"))
     x = torch.ones(2, 3, 8, 8, requires_grad=True)
     DropBlock2d(3).double().to("cpu")(x).sum().backward()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
+def test_a_fake_tensor_of_a_gpu_that_is_not_here():
+    """As tools have it that plan the memory of a training on another machine."""
+    assert backends.why_not_triton(torch.device("cuda", 0)) in ("", backends.triton_launch())
+    assert not backends.keeps_keep_prob(torch.device("cuda", 0)), "a tensor of numbers cannot be there"
+    with FakeTensorMode():
+        x = torch.empty(2, 3, 8, 8, device="cuda")
+        try:
+            x[:1]
+        except RuntimeError:
+            pytest.skip("this PyTorch asks the driver when it cuts a fake tensor")
+        y = drop_block2d(x, 3)
+    assert (y.shape, y.device) == (x.shape, x.device)
 
 
 def test_report():

@@ -153,3 +153,18 @@ def test_json_rows_say_where_they_come_from():
         assert row["threads"] == torch.get_num_threads()
         assert row["processor"]
         assert "case" not in row
+
+
+def test_peers_that_cannot_be_imported_are_left_out(monkeypatch):
+    assert bench.peer("not_installed_here", "Layer") is None
+    imported = bench.importlib.import_module
+
+    def built_for_another_pytorch(name):
+        if name.partition(".")[0] in ("torchvision", "timm"):
+            raise RuntimeError("operator torchvision::nms does not exist")
+        return imported(name)
+
+    monkeypatch.setattr(bench.importlib, "import_module", built_for_another_pytorch)
+    assert "torchvision" not in bench.machine("cpu")
+    rows = bench.measure(SMALL, rounds=1, names=(PRODUCT, OURS, "torchvision"))
+    assert [row.contender for row in rows] == [PRODUCT, OURS]

@@ -118,6 +118,14 @@ def test_generator():
     with pytest.raises(ValueError, match="^generator must be on the input's device, cuda:0, got one on cpu"):
         checks.generator(generator, torch.device("cuda:0"))
 
+    class OnAnotherGpu(torch.Generator):
+        device = torch.device("cuda:1")
+
+    for device in (torch.device("cuda:1"), torch.device("cuda")):
+        assert checks.generator(OnAnotherGpu(), device).device.index == 1
+    with pytest.raises(ValueError, match="^generator must be on the input's device, cuda:0, got one on cuda:1"):
+        checks.generator(OnAnotherGpu(), torch.device("cuda:0"))
+
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_feature_map(dims):

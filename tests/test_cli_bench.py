@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from command import call, check_texts, complaint
+from torch_dropblock import bench
 
 
 def test_bench(tmp_path, saved):
@@ -26,6 +27,21 @@ def test_bench(tmp_path, saved):
     assert f"torch {torch.__version__.partition('+')[0]}" in " ".join(out.split())
     (figure,) = saved
     check_texts(figure)
+
+
+def test_rows_are_written_as_they_come(tmp_path, monkeypatch):
+    rows, measure, measured = tmp_path / "rows.json", bench.measure, []
+
+    def measure_one(case, rounds):
+        if measured:
+            raise RuntimeError("out of memory")
+        measured.extend(measure(case, rounds))
+        return measured
+
+    monkeypatch.setattr(bench, "measure", measure_one)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        call("bench", "-s", "2x3x8x8", "-s", "2x3x9x9", "--rounds", "3", "--json", rows)
+    assert len(json.loads(rows.read_text())) == len(measured)
 
 
 @pytest.mark.parametrize(

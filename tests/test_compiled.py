@@ -13,9 +13,19 @@ from torch._dynamo.utils import counters
 from torch._inductor.utils import run_fw_bw_and_get_code
 from torch.utils.checkpoint import checkpoint
 
-from torch_dropblock import DropBlock, DropBlock1d, DropBlock2d, DropBlock3d, compiled, drop_block2d, geometry, sparse
+from torch_dropblock import (
+    DropBlock,
+    DropBlock1d,
+    DropBlock2d,
+    DropBlock3d,
+    compiled,
+    drawing,
+    drop_block2d,
+    geometry,
+    sparse,
+)
 from torch_dropblock.autograd import ApplyBlocks, Scale
-from torch_dropblock.sparse import Blocks
+from torch_dropblock.drawing import Blocks
 
 # torch's own compiler uses things that torch deprecates
 pytestmark = [
@@ -298,7 +308,7 @@ def test_export_of_an_eval_model_has_no_trace_of_the_layer():
 
 def test_channels_last_masks_lie_as_their_input_does():
     blocks = Blocks((4, 6), (9, 9), (3, 3), 0.05)
-    seeds = sparse.draw_seeds(torch.tensor(1), blocks)
+    seeds = drawing.draw_seeds(torch.tensor(1), blocks)
     masks = [sparse.dropped_mask(seeds, blocks, seeds.device, channels_last=flag) for flag in (False, True)]
     assert torch.equal(*masks)
     assert masks[1].is_contiguous(memory_format=torch.channels_last)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from torch_dropblock import drop_block1d, drop_block2d, drop_block3d, native, sparse
+from torch_dropblock import drawing, drop_block1d, drop_block2d, drop_block3d, native, sparse
+from torch_dropblock.drawing import Blocks
 from torch_dropblock.rng import draw_rng_seed
-from torch_dropblock.sparse import CHANNELS_LAST, Blocks
+from torch_dropblock.sparse import CHANNELS_LAST
 
 pytestmark = pytest.mark.skipif(native.LIBRARY is None, reason="the native library was not built")
 CPU = torch.device("cpu")
@@ -94,7 +95,7 @@ def test_seeds_are_the_same(gamma):
     plan = native.plan(x, x, blocks)
     for _ in range(20):
         rng_seed = draw_rng_seed(CPU, None)
-        assert torch.equal(plan.draw_seeds(rng_seed).long(), sparse.draw_seeds(rng_seed, blocks))
+        assert torch.equal(plan.draw_seeds(rng_seed).long(), drawing.draw_seeds(rng_seed, blocks))
 
 
 def test_what_is_too_close_to_an_integer_is_drawn_by_pytorch(monkeypatch):
@@ -107,7 +108,7 @@ def test_what_is_too_close_to_an_integer_is_drawn_by_pytorch(monkeypatch):
     monkeypatch.setattr(native, "CLOSE", 0.5)
     seeds = plan.draw_seeds(rng_seed)
     assert seeds.dtype == torch.int32
-    assert torch.equal(seeds.long(), sparse.draw_seeds(rng_seed, blocks))
+    assert torch.equal(seeds.long(), drawing.draw_seeds(rng_seed, blocks))
     x, mine, theirs = torch.randn(3, 4, 5, 28, 28)
     assert plan.drop(x, mine, rng_seed, None) == sparse.apply_blocks(x, theirs, seeds.long(), blocks)
     assert torch.equal(mine, theirs)
@@ -130,7 +131,7 @@ def test_a_library_that_makes_something_else_is_left_out(monkeypatch):
         patch.setattr(native, "INTERFACE", native.INTERFACE + 1)
         assert native._load() is None
     with monkeypatch.context() as patch:
-        patch.setattr(sparse, "draw_seeds", lambda rng_seed, blocks: torch.tensor([1, 5, 9]))
+        patch.setattr(drawing, "draw_seeds", lambda rng_seed, blocks: torch.tensor([1, 5, 9]))
         assert native._load() is None
     with monkeypatch.context() as patch:
         patch.setattr(sparse, "apply_blocks", lambda input, out, seeds, blocks: (out.copy_(input), 1.0)[1])

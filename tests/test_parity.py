@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torch_dropblock import native, reference, sparse
+from torch_dropblock import drawing, native, reference, sparse
 from torch_dropblock.autograd import ApplyBlocks, Scale
+from torch_dropblock.drawing import Blocks
 from torch_dropblock.geometry import clamp
-from torch_dropblock.sparse import Blocks
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -57,7 +57,7 @@ def oracle(input, blocks, seeds):
 def test_forward_and_backward(case):
     input, blocks, number = case
     rng_seed = torch.tensor(number)
-    expected = oracle(input, blocks, sparse.draw_seeds(rng_seed, blocks))
+    expected = oracle(input, blocks, drawing.draw_seeds(rng_seed, blocks))
 
     gradient = torch.randn(input.shape).to(input.dtype)
     for path in PATHS:
@@ -67,10 +67,10 @@ def test_forward_and_backward(case):
             output.backward(gradient)
         assert torch.equal(output, expected)
         assert output.stride() == torch.empty_like(input).stride()
-        assert torch.equal(x.grad, oracle(gradient, blocks, sparse.draw_seeds(rng_seed, blocks)))
+        assert torch.equal(x.grad, oracle(gradient, blocks, drawing.draw_seeds(rng_seed, blocks)))
 
     masked = torch.empty_like(input)
-    draw = sparse.draw_fixed_number if 0 < blocks.gamma < 1 else sparse.draw_seeds
+    draw = drawing.draw_fixed_number if 0 < blocks.gamma < 1 else drawing.draw_seeds
     sparse.apply_masked(input, masked, draw(rng_seed, blocks), blocks, None)
     assert torch.equal(masked, expected), "the way of other devices"
 
@@ -82,7 +82,7 @@ def test_inplace_leaves_the_memory_around_it_alone(case):
     if 0 in [stride for stride, n in zip(input.stride(), input.shape, strict=True) if n > 1]:
         input = input.clone()  # repeated memory is refused before it gets here
     rng_seed = torch.tensor(number)
-    expected = oracle(input, blocks, sparse.draw_seeds(rng_seed, blocks))
+    expected = oracle(input, blocks, drawing.draw_seeds(rng_seed, blocks))
     storage = input.untyped_storage()
     memory = torch.empty(0, dtype=input.dtype).set_(storage)
     before = memory.clone()

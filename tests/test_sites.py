@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from torch_dropblock import DropBlock1d, DropBlock2d, DropBlock3d, insert_dropblock, sites
+from torch_dropblock import DropBlock1d, DropBlock2d, DropBlock3d, backends, insert_dropblock, sites
 
 
 class Returns(nn.Module):
@@ -292,3 +292,28 @@ def test_a_trace_has_the_layer_with_its_mode_and_keep_prob(where):
     site.layer.keep_prob = 1.0
     assert torch.equal(traced(x), traced(x))
     assert len(sites.present(model)) == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_what_compiled_code_reads_follows_the_input_to_its_device(monkeypatch):
+    """A CUDA graph has no place for a tensor of the CPU; here the device "meta" is the GPU."""
+    monkeypatch.setattr(backends, "keeps_keep_prob", lambda device: device.type == "meta")
+    torch._dynamo.reset()
+    model = network()
+    (inserted,) = insert_dropblock(model, ["0"], block_size=3).values()
+    layers, graphs = (inserted, model[3]), []
+    function = torch.compile(model, backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True)
+    x = torch.rand(2, 3, 16, 16)
+    function(x)
+    assert {layer._keep_prob_tensor.device.type for layer in layers} == {"cpu"}
+    model.to("meta")  # which tells the inserted layer nothing
+    function(x.to("meta"))
+    assert {layer._keep_prob_tensor.device.type for layer in layers} == {"meta"}
+    assert type(inserted._keep_prob_tensor) is torch.Tensor
+    for strength in (0.2, 0.5, 1.0):
+        for layer in layers:
+            layer.set_strength(strength)
+        function(x.to("meta"))
+    assert len(graphs) == 2, "a schedule leaves the device alone"
+    assert inserted.keep_prob == 0.9
+    torch._dynamo.reset()

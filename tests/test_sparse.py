@@ -1,14 +1,15 @@
-"""The sparse path piece by piece: what is drawn, where it lies in memory, what is counted."""
+"""The sparse path piece by piece: where blocks lie in memory, what is counted, scaled and zeroed."""
 
-import math
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from torch_dropblock import geometry, reference, sparse
+from torch_dropblock import drawing, geometry, reference, sparse
+from torch_dropblock.drawing import Blocks
 from torch_dropblock.rng import draw_rng_seed
-from torch_dropblock.sparse import Blocks
 
 CPU = torch.device("cpu")
 
@@ -20,91 +21,6 @@ def rng_seed():
 def some_blocks(lead=(8, 16), size=(28, 28), block=(7, 7), keep_prob=0.9, shared=()):
     block = geometry.clamp(size, block)
     return Blocks(lead, size, block, geometry.gamma(size, block, keep_prob, "exact"), shared)
-
-
-def one_dimension(positions, gamma):
-    return Blocks(lead=(1,), size=(positions,), block=(1,), gamma=gamma)
-
-
-@pytest.mark.parametrize("gamma", [1e-6, 0.002, 0.05, 0.5, 0.97, 1.0])
-def test_seeds_are_sorted_distinct_and_inside(gamma):
-    blocks = one_dimension(100_003, gamma)
-    seeds = sparse.draw_seeds(rng_seed(), blocks)
-    assert seeds.dtype == torch.int64
-    assert (seeds.diff() > 0).all()
-    if len(seeds):
-        assert seeds[0] >= 0
-        assert seeds[-1] < blocks.positions
-    if gamma == 1.0:
-        assert len(seeds) == blocks.positions
-
-
-@pytest.mark.parametrize("gamma", [0.0, 1e-300, 5e-324])
-def test_a_seed_probability_of_next_to_nothing_draws_none(gamma):
-    assert len(sparse.draw_seeds(rng_seed(), one_dimension(10**12, gamma))) == 0
-
-
-@pytest.mark.parametrize("gamma", [0.0005, 0.01, 0.1, 0.6, 0.95])
-def test_each_position_is_a_seed_with_probability_gamma(gamma):
-    positions, draws = 257, 4000
-    counts = torch.zeros(positions, dtype=torch.float64)
-    pairs = torch.zeros(positions - 1, dtype=torch.float64)
-    for _ in range(draws):
-        hit = torch.zeros(positions, dtype=torch.float64)
-        hit[sparse.draw_seeds(rng_seed(), one_dimension(positions, gamma))] = 1
-        counts += hit
-        pairs += (hit[1:] - gamma) * (hit[:-1] - gamma)
-    variance = gamma * (1 - gamma)
-    assert ((counts / draws - gamma).abs() < 5 * math.sqrt(variance / draws)).all(), "no position is favoured"
-    total = counts.sum().item() / (draws * positions)
-    assert abs(total - gamma) < 5 * math.sqrt(variance / (draws * positions))
-    assert abs(pairs.mean().item() / draws) < 5 * variance / math.sqrt(draws * (positions - 1)), "neighbours"
-
-
-@pytest.mark.parametrize("positions", [2 * 10**8, 2**33 + 12345])
-def test_early_planes_of_large_tensors_are_not_favoured(positions):
-    gamma, bins = 1e6 / positions, 50
-    seeds = sparse.draw_seeds(rng_seed(), one_dimension(positions, gamma))
-    assert (seeds.diff() > 0).all()
-    assert seeds[-1] < positions
-    assert abs(len(seeds) - 1e6) < 5e3
-    counts = torch.bincount(seeds * bins // positions, minlength=bins).double()
-    expected = len(seeds) / bins
-    chi2 = ((counts - expected) ** 2 / expected).sum().item()
-    assert abs(chi2 - (bins - 1)) < 5 * math.sqrt(2 * (bins - 1))
-
-
-def test_the_same_rng_seed_gives_the_same_seeds_for_any_number_of_threads():
-    seed, threads = rng_seed(), torch.get_num_threads()
-    blocks = one_dimension(3_000_000, 0.1)
-    drawn = []
-    try:
-        for n in (1, 2, 4):
-            torch.set_num_threads(n)
-            drawn.append(sparse.draw_seeds(seed, blocks))
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(drawn[0], drawn[1])
-    assert torch.equal(drawn[0], drawn[2])
-
-
-@pytest.mark.parametrize("gamma", [1e-7, 0.001, 0.3, 0.99])
-def test_drawing_a_fixed_number_gives_the_same_seeds_and_a_surplus(gamma):
-    seed, blocks = rng_seed(), one_dimension(200_000, gamma)
-    seeds, fixed = sparse.draw_seeds(seed, blocks), sparse.draw_fixed_number(seed, blocks)
-    assert torch.equal(fixed[: len(seeds)], seeds)
-    assert (fixed[len(seeds) :] == blocks.positions).all()
-    assert len(fixed) > len(seeds)
-
-
-@pytest.mark.parametrize("expected", [0.0, 1e-3, 0.1, 1.0, 30.0, 1e4])
-def test_a_fixed_number_is_enough(expected):
-    """Fewer gaps than seeds are needed with a probability below 1e-14, by Poisson's own tail."""
-    enough = sparse.enough(expected)
-    tail = torch.special.gammainc(
-        torch.tensor(enough, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64)
-    )
-    assert tail < 1e-14
 
 
 LAYOUTS = {
@@ -120,7 +36,7 @@ LAYOUTS = {
 @pytest.mark.parametrize(("size", "block"), [((9, 11), (3, 4)), ((7, 7), (7, 7)), ((8, 5), (2, 5)), ((6, 6), (1, 1))])
 def test_the_same_seeds_give_the_oracles_mask_and_values(shared, layout, size, block):
     blocks = some_blocks((4, 6), size, block, keep_prob=0.8, shared=shared)
-    seeds = sparse.draw_seeds(rng_seed(), blocks)
+    seeds = drawing.draw_seeds(rng_seed(), blocks)
     dense = torch.zeros(blocks.positions, dtype=torch.bool)
     dense[seeds] = True
     kept = reference.kept_mask(dense.view(*blocks.own_lead, *blocks.valid), block).expand(4, 6, *size)
@@ -133,7 +49,7 @@ def test_the_same_seeds_give_the_oracles_mask_and_values(shared, layout, size, b
     assert torch.equal(out, reference.drop_block(x, kept))
     assert scale == (kept.numel() / kept.sum().item() if kept.any() else 0.0)
     masked = torch.empty_like(x)
-    sparse.apply_masked(x, masked, sparse.draw_seeds(rng_seed(), replace(blocks, gamma=0.0)), blocks, None)
+    sparse.apply_masked(x, masked, drawing.draw_seeds(rng_seed(), replace(blocks, gamma=0.0)), blocks, None)
     assert torch.equal(masked, x)
     sparse.apply_masked(x, masked, seeds, blocks, None)
     assert torch.equal(masked, out)
@@ -141,7 +57,7 @@ def test_the_same_seeds_give_the_oracles_mask_and_values(shared, layout, size, b
 
 def test_the_surplus_of_a_fixed_number_drops_nothing():
     seed, blocks = rng_seed(), some_blocks()
-    seeds, fixed = sparse.draw_seeds(seed, blocks), sparse.draw_fixed_number(seed, blocks)
+    seeds, fixed = drawing.draw_seeds(seed, blocks), drawing.draw_fixed_number(seed, blocks)
     assert torch.equal(sparse.dropped_mask(fixed, blocks, CPU), sparse.dropped_mask(seeds, blocks, CPU))
 
 
@@ -149,7 +65,7 @@ def test_the_surplus_of_a_fixed_number_drops_nothing():
 @pytest.mark.parametrize("shape", [(8, 16, 28, 28), (1, 3, 40, 40), (5, 1, 9, 200), (1, 1, 7, 7)])
 def test_working_on_parts_changes_nothing(monkeypatch, at_once, shape):
     blocks = some_blocks(shape[:2], shape[2:])
-    seeds, x = sparse.draw_seeds(rng_seed(), blocks), torch.randn(shape)
+    seeds, x = drawing.draw_seeds(rng_seed(), blocks), torch.randn(shape)
     whole, parts, count = torch.empty_like(x), torch.empty_like(x), sparse.count_dropped(seeds, blocks.planes())
     sparse.apply_blocks(x, whole, seeds, blocks)
     monkeypatch.setattr(sparse, "BYTES_AT_ONCE", at_once)
@@ -162,9 +78,50 @@ def test_working_on_parts_changes_nothing(monkeypatch, at_once, shape):
 @pytest.mark.parametrize("keep_prob", [0.0, 1e-9])
 def test_counting_when_all_or_nearly_all_is_dropped(keep_prob):
     blocks = some_blocks(keep_prob=keep_prob)
-    seeds = sparse.draw_seeds(rng_seed(), blocks)
+    seeds = drawing.draw_seeds(rng_seed(), blocks)
     assert (
         sparse.count_dropped(seeds, blocks.planes())
         == sparse.dropped_mask(seeds, blocks, CPU).sum()
         > 0.99 * blocks.units
     )
+
+
+class NothingCrosses(TorchDispatchMode):
+    """Refuses what makes the host wait for another device: to read a value, and to copy what lies on the CPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        devices = {
+            tensor.device.type for tensor in tree_leaves((args, kwargs, result)) if isinstance(tensor, torch.Tensor)
+        }
+        assert "cpu" not in devices, f"{func.name()} waits for the device"
+        return result
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shared", [(), (1,)])
+@pytest.mark.parametrize(
+    ("size", "block", "samples"),
+    [((14, 14), (7, 7), 4), ((30,), (4,), 4), ((8, 9, 7), (3, 2, 4), 4), ((9, 9), (3, 3), 4096)],
+)
+def test_another_device_is_not_waited_for(size, block, samples, shared, channels_last, monkeypatch):
+    """Device "meta" has no values to read and no memory to copy to; else it is treated as a GPU is."""
+    if channels_last and len(size) == 1:
+        pytest.skip("no such layout")
+    blocks = some_blocks((samples, 5), size, block, 0.5, shared)
+    device = torch.device("meta")
+    seed, x = torch.zeros((), dtype=torch.int64, device=device), torch.empty(*blocks.lead, *size, device=device)
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("a list is copied to the device"))
+    with NothingCrosses():
+        seeds = drawing.draw_seeds(seed, blocks)
+        sparse.apply_masked(x, torch.empty_like(x), seeds, blocks, None)
+        sparse.dropped_mask(seeds, blocks, device, channels_last)
+
+
+@pytest.mark.parametrize("strides", [(1000, 400, 9, 1), (1000, 1, 45, 5)])
+def test_the_steps_of_a_cover_written_out_are_its_offsets(strides):
+    covered = sparse.cover(torch.arange(4), some_blocks((2, 3), (9, 9), (3, 4), 0.5), strides)
+    offsets = torch.zeros(1, dtype=torch.int64)
+    for extent, stride in reversed(covered.steps):
+        offsets = (offsets.unsqueeze(-1) + torch.arange(extent) * stride).flatten()
+    assert offsets.tolist() == list(covered.offsets)

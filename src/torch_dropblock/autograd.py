@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import backends, checks, native, sparse
+from . import backends, checks, drawing, native, sparse
+from .drawing import Blocks
 from .rng import RngSeed
-from .sparse import Blocks
 
 
 @dataclass
@@ -35,14 +35,14 @@ def drop(input: Tensor, rng_seed: RngSeed, blocks: Blocks, scale: Scale, inplace
     # fewer page faults for outputs of 25 MB, no difference for 13 MB.
     output = input if inplace else torch.empty_like(input)
     if scale.backend == "triton":
-        backends.triton_kernel().drop(input, output, rng_seed, blocks, scale.gap)  # type: ignore[union-attr]
+        backends.triton_launch().drop(input, output, rng_seed, blocks, scale.gap)  # type: ignore[union-attr]
         return output
     if scale.backend == "reference":
         dropped = ~backends.reference_kept(rng_seed, blocks)
         return output.copy_(sparse.masked(input, dropped, sparse.scale_of(dropped)))
     plan = native.plan(input, output, blocks) if scale.backend == "native" else None
     if plan is None or isinstance(scale.value, Tensor):
-        seeds = sparse.draw_seeds(rng_seed, blocks)
+        seeds = drawing.draw_seeds(rng_seed, blocks)
         scale.value = sparse.apply_blocks(input, output, seeds, blocks, scale.value)
     else:
         scale.value = plan.drop(input, output, rng_seed, scale.value)

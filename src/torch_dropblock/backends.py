@@ -2,7 +2,7 @@
 
 | name | what it is | for |
 | --- | --- | --- |
-| `"triton"` | `triton_kernel.py`: a bit mask is drawn, the input is read once and written once | CUDA, with Triton |
+| `"triton"` | `triton_launch.py`: a bit mask is drawn, the input is read once and written once | CUDA, with Triton |
 | `"native"` | `native.c`: the seeds and values of `"sparse"`, bit for bit, in one pass | the CPU, where it was built |
 | `"sparse"` | plain PyTorch operations | every device |
 | `"reference"` | Algorithm 1 line by line, dense: the oracle | every device; never chosen by itself |
@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from . import checks, native, reference
+from .drawing import Blocks
 from .geometry import Size, clamp
 from .rng import RngSeed, device_of
-from .sparse import Blocks
 
 PATHS = ("triton", "native", "sparse", "reference")
 NAMES = ("auto", *PATHS)
@@ -65,19 +65,19 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 @lru_cache(maxsize=1)
-def triton_kernel() -> ModuleType | str:
+def triton_launch() -> ModuleType | str:
     """The module, or why it cannot be imported; imported when it is first needed."""
     try:
-        from . import triton_kernel
+        from . import triton_launch
     except (ImportError, RuntimeError, OSError) as error:
         reason = str(error).partition("\n")[0]
         return f"Triton cannot be imported ({reason})"
-    return triton_kernel
+    return triton_launch
 
 
 def why_not_triton(device: torch.device, size: Size | None = None) -> str:
     """Why Triton does not serve tensors on this device, with maps of this size; empty if it does."""
-    kernel = triton_kernel()
+    kernel = triton_launch()
     return kernel if isinstance(kernel, str) else str(kernel.why_not(device, size))
 
 
@@ -136,14 +136,14 @@ def mean_gap(keep_prob: Tensor, device: torch.device, size: Size, block_size: Si
     checks.scalar("keep_prob", keep_prob)
     if _asked.get() not in ("auto", "triton") or device.type != "cuda" or why_not_triton(device, size):
         return None
-    kernel = triton_kernel()
+    kernel = triton_launch()
     gap: Tensor = kernel.mean_gap(keep_prob.to(device), size, clamp(size, block_size), rate)  # type: ignore[union-attr]
     return gap
 
 
 def keeps_keep_prob(device: torch.device) -> bool:
     """Whether γ is solved on this device, so that a `keep_prob` for compiled code is best kept there."""
-    return device.type == "cuda" and not why_not_triton(device)
+    return device.type == "cuda" and torch.cuda.is_available() and not why_not_triton(device)
 
 
 def reference_kept(rng_seed: RngSeed, blocks: Blocks) -> Tensor:

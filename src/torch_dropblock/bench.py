@@ -6,14 +6,13 @@ them; a ratio is the median over rounds of the ratio within a round.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -32,6 +31,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 LAYOUTS = ("contiguous", "channels_last")
 MODES = ("eager", "compiled")
 SECONDS_A_TURN = 0.005
+CYCLES_ASLEEP = 20_000_000  # of a GPU: about 10 ms
 # a baseline whose middle half spreads over more than this share of its median makes no good ratios
 UNSTABLE = 0.2
 
@@ -101,22 +101,26 @@ def contenders(case: Case) -> dict[str, Callable[[Tensor], Tensor]]:
     if native.LIBRARY is not None and case.mode == "eager" and torch.device(case.device).type == "cpu":
         found[PYTHON] = layer(case.block_size, keep_prob=case.keep_prob)
     found["nn.Dropout"] = nn.Dropout(drop_prob)
-    if dims == 2 and find_spec("torchvision") and case.block_size % 2:  # torchvision refuses even blocks
-        from torchvision.ops import DropBlock2d as TorchvisionDropBlock
-
-        found["torchvision"] = TorchvisionDropBlock(drop_prob, case.block_size)
-    if dims == 2 and find_spec("timm"):
-        from timm.layers import DropBlock2d as TimmDropBlock  # type: ignore[attr-defined]
-
+    if dims == 2 and case.block_size % 2 and (theirs := peer("torchvision.ops", "DropBlock2d")):
+        found["torchvision"] = theirs(drop_prob, case.block_size)  # which refuses even blocks
+    if dims == 2 and (theirs := peer("timm.layers", "DropBlock2d")):
         # by default its mask is shared by all channels, which is less work than the others do
-        found["timm"] = TimmDropBlock(drop_prob, case.block_size, couple_channels=False)
+        found["timm"] = theirs(drop_prob, case.block_size, couple_channels=False)
     return found
 
 
-def measure(case: Case, rounds: int) -> list[Row]:
-    """A row for each contender of a case."""
+def peer(module: str, name: str) -> Any:
+    """What others have made, or None where it is not installed, or was built for another PyTorch."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, RuntimeError, OSError):
+        return None
+
+
+def measure(case: Case, rounds: int, names: Collection[str] | None = None) -> list[Row]:
+    """A row for each contender of a case, or each of those in `names`."""
     x, gradient = case.tensor().requires_grad_(), case.tensor()
-    functions = contenders(case)
+    functions = {name: function for name, function in contenders(case).items() if names is None or name in names}
     if case.mode == "compiled":
         torch.compiler.reset()
         functions = {name: torch.compile(function) for name, function in functions.items()}
@@ -167,10 +171,14 @@ def take_turns(steps: dict[str, Callable[[], None]], rounds: int, device: str = 
 
 
 def _seconds(step: Callable[[], None], repeats: int, device: str) -> float:
-    """How long a step takes on average: on a GPU from the start of its first kernel to the end of its last one."""
+    """How long a step takes on average: on a GPU from the start of its first kernel to the end of its last one.
+
+    The GPU is put to sleep first, so that the host, which launches the kernels, is ahead of it.
+    """
     if torch.device(device).type == "cuda":
         with torch.cuda.device(device):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            torch.cuda._sleep(CYCLES_ASLEEP)  # type: ignore[no-untyped-call]
             begin.record()
             for _ in range(repeats):
                 step()
@@ -245,7 +253,7 @@ def chosen_cases(
 def machine(device: str) -> dict[str, Any]:
     """What the figures were measured on, and with."""
     others = ["torchvision", "timm", *(["triton"] if torch.device(device).type == "cuda" else [])]
-    peers = {name: metadata.version(name) for name in others if find_spec(name)}
+    peers = {name: version.partition("+")[0] for name in others if (version := peer(name, "__version__"))}
     versions = {"torch-dropblock": __version__, "torch": str(torch.__version__), **peers}
     name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else processor()
     return {

@@ -98,7 +98,8 @@ def flag(name: str, value: object) -> bool:
 def generator(value: object, device: torch.device) -> torch.Generator | None:
     if value is not None and not isinstance(value, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator or None, got {value!r}")
-    if value is not None and value.device.type != device.type:
+    # a number may be left out, as in torch.device("cuda")
+    if value is not None and (value.device.type != device.type or len({value.device.index, device.index} - {None}) > 1):
         raise ValueError(f"generator must be on the input's device, {device}, got one on {value.device}")
     return value
 

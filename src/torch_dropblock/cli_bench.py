@@ -81,6 +81,8 @@ def bench(
             progress.update(task, description=str(case))
             rows += benchmark.measure(case, rounds)
             progress.advance(task)
+            if json_file:  # as they come: what a later case runs into leaves them there
+                json_file.write_text(json.dumps(benchmark.as_json(rows), indent=1) + "\n")
 
     console = new_console()
     about = ", ".join(f"{name} {value}" for name, value in benchmark.machine(device).items())
@@ -110,7 +112,6 @@ def bench(
     if any(row.spread > benchmark.UNSTABLE for row in rows if row.contender == benchmark.PRODUCT):
         console.print("?: x * c itself was not stable within the run; more --rounds, or a quieter machine, tell more.")
     if json_file:
-        json_file.write_text(json.dumps(benchmark.as_json(rows), indent=1) + "\n")
         print_path(console, json_file)
     if plot:
         by_name = {

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends, checks, sparse
+from . import backends, checks, drawing, sparse
 from .checks import Rate
+from .drawing import Blocks
 from .geometry import clamp
 from .rng import draw_rng_seed
-from .sparse import Blocks
 
 SIGNATURE = (
     "(Tensor rng_seed, Tensor keep_prob, SymInt[] lead, SymInt[] size, SymInt[] block_size, str rate, "
@@ -71,12 +71,12 @@ class Draw:
             dropped = ~backends.reference_kept(rng_seed, blocks)
             mask = sparse.empty_mask(tuple(dropped.shape), device, self.channels_last).copy_(dropped)
         else:
-            mask = sparse.dropped_mask(sparse.draw_seeds(rng_seed, blocks), blocks, device, self.channels_last)
+            mask = sparse.dropped_mask(drawing.draw_seeds(rng_seed, blocks), blocks, device, self.channels_last)
         return mask.view(torch.uint8), sparse.scale_of(mask)
 
     def packed(self, rng_seed: Tensor, keep_prob: Tensor, rate: Rate) -> tuple[Tensor, Tensor]:
         """A bit for each unit, by the GPU kernel; a `keep_prob` on the device stays there."""
-        kernel: Any = backends.triton_kernel()
+        kernel: Any = backends.triton_launch()
         lead, size, block = tuple(self.lead), tuple(self.size), clamp(tuple(self.size), tuple(self.block_size))
         gap, number = None, 0.5
         if keep_prob.device.type == "cpu":
@@ -85,7 +85,7 @@ class Draw:
             gap = kernel.mean_gap(keep_prob.to(rng_seed.device), size, block, rate)
         drawn = kernel.draw(rng_seed, Blocks.of(lead, size, block, number, rate, self.share_channels), gap)
         words = kernel.channels_inside(drawn) if self.channels_last else drawn.words.view(torch.int32)
-        return words, drawn.scale()
+        return words, drawn.scale
 
     def dropped(self, mask: Tensor, op: torch.dtype) -> Tensor:
         """The condition in the form that compiles best: on a CPU one read from bools is several times slower."""

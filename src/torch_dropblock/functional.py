@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from . import backends, checks, compiled
 from .autograd import ApplyBlocks, Scale, transformed
 from .checks import Rate
+from .drawing import Blocks
 from .rng import draw_rng_number, draw_rng_seed
-from .sparse import Blocks
 
 
 def drop_block1d(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import Proxy
 
 from . import backends, checks, geometry
@@ -98,6 +99,20 @@ class DropBlockNd(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
+    def _keep_prob_at(self, device: torch.device) -> str:
+        """Let the tensor that compiled code reads lie where `device` is best served; says which device that is.
+
+        A layer that a hook calls is no member of the model, and no `model.cuda()` tells it to move.
+        """
+        there = device if backends.keeps_keep_prob(device) else torch.device("cpu")
+        if self._keep_prob_tensor.device != there:
+            with unset_fake_temporarily():
+                self._set_keep_prob(self._keep_prob, there)
+        return str(there)
+
+    # It runs when code is compiled and leaves nothing in it; see `backends.choose_compiled`.
+    _keep_prob_at._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, Proxy):
             return call_in_trace(input, self)
@@ -105,6 +120,8 @@ class DropBlockNd(nn.Module):
 
     def drop(self, input: Tensor, training: bool, inplace: bool) -> Tensor:
         """What `forward` does, with `training` and `inplace` in place of the layer's own."""
+        if torch.compiler.is_compiling():
+            self._keep_prob_at(input.device)
         return DROP_BLOCK[self.dims](
             input,
             self.block_size,

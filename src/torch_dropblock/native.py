@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import sparse
+from . import drawing, sparse
+from .drawing import Blocks
 from .rng import RngSeed
-from .sparse import CHANNELS_LAST, Blocks
+from .sparse import CHANNELS_LAST
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 # A thread takes no less, as in PyTorch: it would be waited for longer than it works.
@@ -61,7 +62,7 @@ def _agrees(library: ctypes.CDLL) -> bool:
     input = torch.linspace(-1, 1, 594, dtype=torch.float32, device="cpu").view(2, 3, 9, 11)
     for word in (3, -(2**62) + 5):
         rng_seed = torch.tensor(word, dtype=torch.int64, device="cpu")
-        seeds, mine, theirs = sparse.draw_seeds(rng_seed, blocks), torch.empty_like(input), torch.empty_like(input)
+        seeds, mine, theirs = drawing.draw_seeds(rng_seed, blocks), torch.empty_like(input), torch.empty_like(input)
         scale = plan.drop(input, mine, rng_seed, None)
         same = scale == sparse.apply_blocks(input, theirs, seeds, blocks) and torch.equal(mine, theirs)
         if not same or not torch.equal(plan.draw_seeds(rng_seed), seeds):
@@ -83,7 +84,7 @@ class Plan:
             unit=copies if channels_last else 1,
             channels=blocks.lead[-1] if channels_last and not blocks.shared else 1,
             dtype=DTYPES[dtype],
-            room=sparse.enough(blocks.gamma * blocks.positions),
+            room=drawing.enough(blocks.gamma * blocks.positions),
             most_threads=max(1, blocks.units * copies // UNITS_A_THREAD),
             log_keep=math.log1p(-blocks.gamma),
         )
@@ -100,12 +101,12 @@ class Plan:
         return counted
 
     def draw_seeds(self, rng_seed: RngSeed) -> Tensor:
-        """`sparse.draw_seeds`, as int32."""
+        """`drawing.draw_seeds`, as int32."""
         room = self.layout.room
         seeds = torch.empty(room, dtype=torch.int32, device="cpu")
         word = int(rng_seed) & (2**64 - 1)
         count = self.library.drop_block_draw(self.address, word, CLOSE, seeds.data_ptr(), room)
-        return seeds[:count] if count >= 0 else sparse.draw_seeds(rng_seed, self.blocks).to(torch.int32)
+        return seeds[:count] if count >= 0 else drawing.draw_seeds(rng_seed, self.blocks).to(torch.int32)
 
     def apply_blocks(self, input: Tensor, output: Tensor, seeds: Tensor, scale: float | None) -> float:
         """`sparse.apply_blocks`."""

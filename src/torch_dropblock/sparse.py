@@ -1,13 +1,11 @@
-"""The sparse path: draw the few seeds, then zero the memory that their blocks cover.
+"""The sparse path: from the few seeds of `drawing.py` to the memory that their blocks cover, which is zeroed.
 
     rng_seed ── draw_seeds ──> seeds ── apply_blocks ──> output
                                           count_dropped: the scale, then
                                           scale_and_zero: rows of memory (CPU)
                                           apply_masked: a mask (other devices)
 
-No random number is drawn per unit and no mask is kept: the backward pass has the RNG seed and draws the same seeds
-again. `seeds` are positions in the valid seed regions of all planes, numbered plane by plane and row by row:
-int64, sorted, none twice.
+No mask is kept: the backward pass has the RNG seed and draws the same seeds again.
 """
 
 from __future__ import annotations
@@ -16,17 +14,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checks import Rate
-from .geometry import Size, clamp, gamma, valid_region
-from .rng import RngSeed, Stream, device_of
+from .drawing import Blocks
+from .geometry import Size
 
-# How many gaps are drawn at once, so that what is done with them stays in the cache and on one thread.
-DRAWN_AT_ONCE = 16384
 # How many bytes are worked on at once, so that the second pass over them finds them in the cache.
 BYTES_AT_ONCE = 1 << 24
 # How many bytes of the mask are counted at once: memory that small is found in the cache again at the next call, where
@@ -34,93 +28,6 @@ BYTES_AT_ONCE = 1 << 24
 COUNTED_AT_ONCE = 1 << 18
 WHOLE = slice(None)
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-@dataclass
-class Blocks:
-    """Where blocks may fall in a tensor of shape `(*lead, *size)`, and how densely.
-
-    `shared` lists the leading dimensions along which one mask is repeated; a plane is an index into the others.
-    """
-
-    lead: Size
-    size: Size
-    block: Size
-    gamma: float
-    shared: tuple[int, ...] = ()
-
-    @classmethod
-    @lru_cache(maxsize=1024)
-    def of(cls, lead: Size, size: Size, block_size: Size, keep_prob: float, rate: Rate, share_channels: bool) -> Blocks:
-        """What the arguments of a layer come to for an input of this shape."""
-        block = clamp(size, block_size)
-        shared = (len(lead) - 1,) if share_channels else ()
-        return cls(lead, size, block, gamma(size, block, keep_prob, rate), shared)
-
-    def __post_init__(self) -> None:
-        self.valid = valid_region(self.size, self.block)
-        # with 1 for the shared dimensions: a mask of shape (*own_lead, *size) broadcasts
-        self.own_lead = tuple(1 if i in self.shared else n for i, n in enumerate(self.lead))
-        planes = math.prod(self.own_lead)
-        self.positions = planes * math.prod(self.valid)  # of seeds, in all planes
-        self.units = planes * math.prod(self.size)  # of the mask
-        self.plans: dict[Any, Any] = {}  # of `native`, for tensors of each kind
-
-    def planes(self) -> Blocks:
-        """The same blocks in the mask, with one leading dimension: a shared mask is one plane."""
-        return Blocks((math.prod(self.own_lead),), self.size, self.block, self.gamma)
-
-    def batched(self, batch: int, *, shared: bool) -> Blocks:
-        """The same blocks with one more leading dimension in front."""
-        moved = tuple(i + 1 for i in self.shared)
-        return replace(self, lead=(batch, *self.lead), shared=(0, *moved) if shared else moved)
-
-
-# --- drawing -----------------------------------------------------------------------------------------------------
-
-
-def draw_seeds(rng_seed: RngSeed, blocks: Blocks) -> Tensor:
-    """Make each position a seed with probability γ, independently.
-
-    The gap from one seed to the next is then geometric, and `1 + floor(E / λ)` is such a gap if E is a standard
-    exponential and λ = -log(1 - γ). So one random number is drawn per seed, and the seeds come sorted.
-
-    On the CPU drawing goes on until the last position is passed. Elsewhere nothing is read back: what is drawn
-    once is eight standard deviations more than expected, and the surplus stands at `blocks.positions`, which is
-    one past the last position.
-    """
-    device = device_of(rng_seed)
-    if blocks.gamma in (0.0, 1.0) or not blocks.positions:
-        return torch.arange(blocks.positions if blocks.gamma else 0, dtype=torch.int64, device=device)
-    if device.type == "cpu":
-        drawn = list(_seeds_up_to_the_last(rng_seed, blocks))
-        return torch.cat(drawn) if len(drawn) > 1 else drawn[0]
-    return draw_fixed_number(rng_seed, blocks)
-
-
-def _seeds_up_to_the_last(rng_seed: RngSeed, blocks: Blocks) -> Iterator[Tensor]:
-    stream, last = Stream(rng_seed), -1
-    while last < blocks.positions - 1:
-        count = min(enough(blocks.gamma * (blocks.positions - 1 - last)), DRAWN_AT_ONCE)
-        seeds = _gaps(stream, count, blocks).cumsum(0).add_(last)
-        inside = int(torch.searchsorted(seeds, blocks.positions))
-        yield seeds[:inside]
-        last = int(seeds[-1]) if inside == count else blocks.positions
-
-
-def draw_fixed_number(rng_seed: RngSeed, blocks: Blocks) -> Tensor:
-    """`draw_seeds` without a value that the host must wait for."""
-    gaps = _gaps(Stream(rng_seed), enough(blocks.gamma * blocks.positions), blocks)
-    return gaps.cumsum(0).sub_(1).clamp_(max=blocks.positions)
-
-
-def enough(expected: float) -> int:
-    return math.ceil(expected + 8 * math.sqrt(expected) + 16)
-
-
-def _gaps(stream: Stream, count: int, blocks: Blocks) -> Tensor:
-    gaps = stream.negative_exponentials(count).div_(math.log1p(-blocks.gamma))
-    return gaps.clamp_(max=blocks.positions).to(torch.int64).add_(1)
 
 
 # --- from seeds to memory ----------------------------------------------------------------------------------------
@@ -131,17 +38,27 @@ class Cover:
     """The memory that blocks cover in a tensor of some strides, as contiguous stretches of `length` elements.
 
     `first` is the offset of each block's first unit, in the order of the seeds; the stretches of a block start at
-    `offsets` from there.
+    `offsets` from there, which are `steps`, an extent and a stride for each axis, written out.
     """
 
     first: Tensor
     length: int
-    offsets: Tensor
+    offsets: tuple[int, ...]
+    steps: tuple[tuple[int, int], ...]
 
     @cached_property
     def starts(self) -> Tensor:
         """The offset of each stretch, those of a block one after the other."""
-        return self.first if len(self.offsets) == 1 else (self.first.unsqueeze(1) + self.offsets).flatten()
+        first, device = self.first.unsqueeze(1), self.first.device
+        if len(self.offsets) == 1:
+            return self.first
+        if device.type == "cpu":
+            return (first + torch.tensor(self.offsets, dtype=torch.int64, device="cpu")).flatten()
+        # a list that the host copies to a GPU is waited for, numbers that it launches kernels with are not
+        for extent, stride in reversed(self.steps):
+            axis = torch.arange(0, extent * stride, stride, dtype=torch.int64, device=device)
+            first = (first.unsqueeze(-1) + axis).flatten(1)
+        return first.flatten()
 
     def fill(self, memory: Tensor, value: float, span: slice = WHOLE, before: int = 0) -> None:
         """Write `value` over the blocks of the seeds in `span`; `before` elements are not part of `memory`."""
@@ -150,7 +67,7 @@ class Cover:
             # element by element: one pass for each offset keeps the index in the cache
             first = self.first[span] - before if before else self.first[span]
             elements = memory.as_strided((reach,), (1,))
-            for offset in self.offsets.tolist():
+            for offset in self.offsets:
                 elements[offset:].index_fill_(0, first, value)
             return
         n = len(self.offsets)
@@ -165,9 +82,7 @@ def cover(seeds: Tensor, blocks: Blocks, strides: Size) -> Cover:
     rank = len(blocks.lead)
     axes = [(strides[i], blocks.lead[i]) for i in blocks.shared]
     axes += zip(strides[rank:], blocks.block, strict=True)
-    length, offsets = _stretches(tuple(axes))
-    offsets_there = torch.tensor(offsets, dtype=torch.int64, device=seeds.device)
-    return Cover(_first_units(seeds, blocks, strides), length, offsets_there)
+    return Cover(_first_units(seeds, blocks, strides), *_stretches(tuple(axes)))
 
 
 def _first_units(seeds: Tensor, blocks: Blocks, strides: Size) -> Tensor:
@@ -192,15 +107,17 @@ def _first_units(seeds: Tensor, blocks: Blocks, strides: Size) -> Tensor:
 
 
 @lru_cache(maxsize=1024)
-def _stretches(axes: tuple[tuple[int, int], ...]) -> tuple[int, tuple[int, ...]]:
-    """A box of memory, a stride and an extent for each axis, as stretches: their length, and their offsets."""
+def _stretches(axes: tuple[tuple[int, int], ...]) -> tuple[int, tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """A box of memory, a stride and an extent for each axis, as stretches: `length`, `offsets` and `steps`."""
     length, offsets = 1, [0]
+    steps: list[tuple[int, int]] = []
     for stride, extent in sorted(axis for axis in axes if axis[1] > 1):
-        if stride == length and len(offsets) == 1:
+        if stride == length and not steps:
             length *= extent
         else:
             offsets = [i * stride + offset for i in range(extent) for offset in offsets]
-    return length, tuple(offsets)
+            steps.append((extent, stride))
+    return length, tuple(offsets), tuple(steps)
 
 
 def _spans(seeds: Tensor, total: int, step: int, positions: int) -> Iterator[tuple[int, int, slice]]:
@@ -261,7 +178,7 @@ def dropped_mask(seeds: Tensor, blocks: Blocks, device: torch.device, channels_l
     # the surplus of `draw_fixed_number` lies one past the end of the first dimension
     mask = empty_mask((own.lead[0] + 1, *own.lead[1:], *own.size), device, channels_last).zero_()
     there = cover(seeds, own, mask.stride())
-    Cover(there.first.to(device), there.length, there.offsets.to(device)).fill(mask, True)
+    replace(there, first=there.first.to(device)).fill(mask, True)
     return mask[: own.lead[0]]
 
 

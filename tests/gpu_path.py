@@ -1,0 +1,62 @@
+"""The GPU path in the tests: on a GPU where there is one, and else in Triton's interpreter, in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from torch_dropblock import geometry
+from torch_dropblock.drawing import Blocks
+from torch_dropblock.rng import draw_rng_seed
+
+pytest.importorskip("triton", reason="Triton is not installed")
+launch = pytest.importorskip("torch_dropblock.triton_launch")
+
+INTERPRETED = launch.INTERPRETED
+HAS_GPU = torch.cuda.is_available() and not INTERPRETED
+DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+runs = pytest.mark.skipif(not (INTERPRETED or HAS_GPU), reason="runs in the interpreter: test_in_the_interpreter")
+MARKS = [
+    pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch.*"),
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning:torch.*"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated"),
+    pytest.mark.filterwarnings("ignore:.*TRITON_DEFAULT_FP_FUSION.*"),  # it says what a later Triton will do
+    # numpy says when an integer wraps around and when there is an infinity, of which the kernels make use
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*"),
+    # what the interpreter of older versions of Triton does
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
+]
+
+
+def on_gpu(function):
+    """A test that needs a device."""
+    return pytest.mark.gpu(pytest.mark.skipif(not HAS_GPU, reason="needs a CUDA GPU")(function))
+
+
+def interpret(file):
+    """Run the tests of a file again with TRITON_INTERPRET=1."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not gpu", "-p", "no:cacheprovider", file]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
+
+
+def rng_seed():
+    return draw_rng_seed(DEVICE, None)
+
+
+def some_blocks(lead=(8, 16), size=(28, 28), block=(7, 7), keep_prob=0.9, shared=(), rate="exact"):
+    block = geometry.clamp(size, block)
+    return Blocks(lead, size, block, geometry.gamma(size, block, keep_prob, rate), shared)
+
+
+def assert_same(mine, expected):
+    """The same bits; in bfloat16 the interpreter cuts off what the hardware rounds."""
+    if INTERPRETED and expected.dtype == torch.bfloat16:
+        torch.testing.assert_close(mine, expected, rtol=2**-7, atol=0, equal_nan=True)
+        assert torch.equal(mine == 0, expected == 0)
+    else:
+        torch.testing.assert_close(mine, expected, rtol=0, atol=0, equal_nan=True)

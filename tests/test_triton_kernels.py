@@ -1,0 +1,329 @@
+"""What runs on a GPU: the masks and values against the oracle, random numbers, statistics, machine code."""
+
+import itertools
+import math
+import re
+import warnings
+
+import pytest
+import torch
+
+from gpu_path import (
+    DEVICE,
+    DTYPES,
+    HAS_GPU,
+    INTERPRETED,
+    MARKS,
+    assert_same,
+    interpret,
+    launch,
+    rng_seed,
+    runs,
+    some_blocks,
+)
+from torch_dropblock import geometry, keep_rate_map, reference, seed_probability
+from torch_dropblock.drawing import Blocks
+from torch_dropblock.sparse import CHANNELS_LAST
+
+triton = pytest.importorskip("triton")
+tl = pytest.importorskip("triton.language")
+kernels = pytest.importorskip("torch_dropblock.triton_kernels")
+pytestmark = MARKS
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the process in which the others run")
+def test_in_the_interpreter():
+    interpret(__file__)
+
+
+def oracle_kept(mask):
+    """The oracle's mask for the seeds that the kernel says it drew."""
+    blocks = mask.blocks
+    dense = torch.zeros(blocks.positions, dtype=torch.bool)
+    dense[mask.seeds().cpu()] = True
+    kept = reference.kept_mask(dense.view(1, -1, *blocks.valid), blocks.block)
+    return kept.view(*blocks.own_lead, *blocks.size)
+
+
+# --- the oracle on the seeds that were drawn ---------------------------------------------------------------------
+
+# ragged, planes smaller than a word, of many words, block = map, block 1, block larger than a word, long rows
+GEOMETRY = [
+    ((8, 16), (28, 28), (7, 7), 0.9),
+    ((4, 6), (9, 11), (3, 4), 0.5),
+    ((4, 6), (7, 7), (7, 7), 0.5),
+    ((3, 5), (6, 8, 7), (3, 3, 3), 0.8),
+    ((2, 3), (9, 10, 11), (9, 2, 10), 0.6),
+    ((64,), (100,), (9,), 0.9),
+    ((3, 7), (1000,), (200,), 0.8),
+    ((2, 3), (40, 70), (20, 41), 0.7),
+    ((2, 3), (5, 5), (1, 1), 0.1),
+    ((2, 3), (5, 5), (3, 3), 0.0),
+    ((2, 3), (31, 33), (3, 3), 1 - 1e-9),
+    ((2, 3), (31, 33), (3, 3), 1e-6),
+    ((2, 65), (1, 1), (1, 1), 0.5),
+    ((1, 1), (200, 300), (7, 7), 0.9),
+    ((1, 2), (64, 64), (64, 1), 0.9),
+    ((1, 1), (1, 2), (1, 1), 0.5),
+    ((2, 3, 4), (6, 6), (2, 3), 0.8),
+]
+
+
+@runs
+@pytest.mark.parametrize(("lead", "size", "block", "keep_prob"), GEOMETRY)
+def test_the_mask_is_that_of_the_oracle_for_the_seeds_drawn(lead, size, block, keep_prob):
+    for shared in ((), (len(lead) - 1,)):
+        mask = launch.draw(rng_seed(), some_blocks(lead, size, block, keep_prob, shared), corners=True)
+        kept = oracle_kept(mask)
+        assert torch.equal(mask.dense().cpu(), ~kept)
+        assert mask.scale.item() == kept.numel() / max(kept.sum().item(), 1)
+
+
+def layouts(x):
+    yield x
+    if x.dim() in CHANNELS_LAST:
+        yield x.to(memory_format=CHANNELS_LAST[x.dim()])
+    yield x.transpose(0, 1).contiguous().transpose(0, 1)
+    yield x.transpose(-1, -2).contiguous().transpose(-1, -2)
+    yield x.repeat_interleave(2, -1)[..., ::2]
+    yield x[:1].expand(x.shape)
+
+
+@runs
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shared", [(), (1,), (0,), (0, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("lead", "size", "block"), [((3, 5), (9, 11), (3, 4)), ((2, 33), (50,), (5,)), ((2, 3), (3, 4, 5), (2, 2, 3))]
+)
+def test_values_are_those_of_the_oracle_in_every_layout(lead, size, block, shared, dtype):
+    mask = launch.draw(rng_seed(), some_blocks(lead, size, block, 0.7, shared))
+    kept = ~mask.dense()
+    whole = torch.randn(*lead, *size, device=DEVICE).to(dtype)
+    whole.view(-1)[::17] = math.inf
+    whole.view(-1)[5::23] = math.nan
+    for x in layouts(whole):
+        expected = reference.drop_block(x.cpu(), kept.cpu().expand(x.shape)).to(DEVICE)
+        output = torch.empty_like(x)
+        launch.apply(x, output, mask)
+        assert_same(output, expected)
+        if 0 not in x.stride():
+            inside = x.clone()
+            launch.apply(inside, inside, mask)
+            assert_same(inside, expected)
+
+
+@runs
+def test_a_mask_shared_by_channels_that_does_not_start_a_word():
+    """Three samples of nine channels: windows of bits begin anywhere in a word."""
+    mask = launch.draw(rng_seed(), some_blocks((3, 9), (5, 7), (2, 2), 0.6, (1,)))
+    x = torch.randn(3, 9, 5, 7, device=DEVICE)
+    output = torch.empty_like(x)
+    launch.apply(x, output, mask)
+    assert torch.equal(output == 0, mask.dense().expand(x.shape))
+
+
+@runs
+def test_the_mask_is_a_function_of_the_rng_seed():
+    blocks = some_blocks()
+    one, two = rng_seed(), rng_seed()
+    assert torch.equal(launch.draw(one, blocks).words, launch.draw(one.clone(), blocks).words)
+    assert not torch.equal(launch.draw(one, blocks).words, launch.draw(two, blocks).words)
+    for bit in (0, 31, 32, 63):
+        other = one ^ torch.tensor(-(2**63) if bit == 63 else 1 << bit, device=DEVICE)
+        assert not torch.equal(launch.draw(one, blocks).words, launch.draw(other, blocks).words)
+
+
+# --- random numbers ----------------------------------------------------------------------------------------------
+
+if INTERPRETED or HAS_GPU:
+
+    @triton.jit
+    def _store_exponentials(words, output, LANES: tl.constexpr):
+        lane = tl.arange(0, LANES)
+        tl.store(output + lane, kernels._exponential(tl.load(words + lane).to(tl.uint64, bitcast=True)))
+
+
+@runs
+def test_exponentials_are_precise_at_both_ends():
+    numbers = [0, 1, 2, 1000, 2**20, 2**44, 2**55, 2**56 - 1, 2**56, 2**60, 2**63, 3 * 2**62 + 12345]
+    numbers += [2**64 - 1 - n for n in numbers]
+    numbers += [0] * (32 - len(numbers))
+    signed = torch.tensor([n - 2**64 if n >> 63 else n for n in numbers], device=DEVICE)
+    drawn = torch.empty(32, dtype=torch.float64, device=DEVICE)
+    _store_exponentials[(1,)](signed, drawn, 32)
+    for number, got in zip(numbers, drawn.tolist(), strict=True):
+        # half is added to numbers that a float64 holds only in part: in integers it is exact
+        low, high = 2 * number + 1, 2**65 - 2 * number - 1
+        exact = -math.log1p(-low / 2**65) if low < high else 65 * math.log(2) - math.log(high)
+        if low >= high and high > 2**60:
+            exact = -math.log(high / 2**65)
+        assert got == pytest.approx(exact, rel=2**-44)
+
+
+@runs
+@pytest.mark.parametrize("rate", ["exact", "paper"])
+def test_gamma_is_solved_on_the_device(rate):
+    sizes = [((28, 28), (7, 7)), ((7, 7), (7, 7)), ((14, 14), (1, 1)), ((100,), (9,)), ((6, 8, 7), (3, 2, 7))]
+    for (size, block), keep_prob in itertools.product(
+        [*sizes, ((112, 80), (40, 33))], [0.0, 1e-12, 0.1, 0.5, 0.50001, 0.9, 0.999, 1 - 1e-12, 1.0]
+    ):
+        gap = launch.mean_gap(torch.tensor(keep_prob, dtype=torch.float64, device=DEVICE), size, block, rate).item()
+        gamma = geometry.gamma(size, block, keep_prob, rate)
+        expected = math.inf if gamma == 0.0 else 0.0 if gamma >= 1.0 else -1.0 / math.log1p(-gamma)
+        # a gap of 0.03 is a γ of 1 - 1e-14, of which a float64 has two digits
+        assert gap == pytest.approx(expected, rel=1e-8, abs=1e-3 if gamma > 1 - 1e-9 else 0)
+
+
+@runs
+@pytest.mark.parametrize("keep_prob", [0.0, 0.3, 0.9, 1.0])
+def test_a_gap_on_the_device_draws_what_gamma_on_the_host_draws(keep_prob):
+    seed, blocks = rng_seed(), some_blocks((2, 3), (13, 11), (3, 2), keep_prob)
+    value = torch.tensor([keep_prob], dtype=torch.float64, device=DEVICE)
+    gap = launch.mean_gap(value, blocks.size, blocks.block, "exact")
+    mask = launch.draw(seed, some_blocks((2, 3), (13, 11), (3, 2), 0.5), gap)
+    assert torch.equal(mask.words, launch.draw(seed, blocks).words)
+    assert mask.scale.item() == launch.draw(seed, blocks).scale.item()
+
+
+# --- statistics: those of tests/test_statistics.py ---------------------------------------------------------------
+
+PLANES = 4096
+# ordinary, even, rectangular, block 1, block = map, one smaller, a row, 1-d and 3-d
+CASES = [
+    ((28, 28), (7, 7)),
+    ((14, 14), (6, 6)),
+    ((7, 7), (7, 7)),
+    ((40, 10), (7, 7)),
+    ((12, 12), (1, 1)),
+    ((17, 23), (3, 8)),
+    ((8, 8), (7, 7)),
+    ((1, 1), (1, 1)),
+    ((31, 5), (1, 5)),
+    ((100,), (9,)),
+    ((33,), (33,)),
+    ((6, 8, 7), (3, 3, 3)),
+]
+
+
+def dropped_planes(size, block, keep_prob, rate="exact", planes=PLANES):
+    blocks = some_blocks((planes,), size, block, keep_prob, rate=rate)
+    return launch.draw(rng_seed(), blocks).dense().cpu().double()
+
+
+@runs
+@pytest.mark.parametrize("keep_prob", [0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize(("size", "block"), CASES)
+def test_the_share_that_was_asked_for_is_dropped_at_every_position(size, block, keep_prob, z_score):
+    dropped = dropped_planes(size, block, keep_prob)
+    assert abs(z_score(dropped.flatten(1).mean(-1), 1 - keep_prob)) < 5
+    expected = 1 - keep_rate_map(size, block, seed_probability(size, block, keep_prob))
+    error = (expected * (1 - expected) / PLANES).sqrt()
+    assert ((dropped.mean(0) - expected).abs() <= 5 * error + 1e-12).all()
+
+
+@runs
+@pytest.mark.parametrize("keep_prob", [0.5, 0.9])
+@pytest.mark.parametrize(("size", "block"), CASES[:6])
+def test_paper(size, block, keep_prob, z_score):
+    gamma = seed_probability(size, block, keep_prob, "paper")
+    expected = 1 - geometry.expected_keep_rate(size, block, gamma)
+    assert abs(z_score(dropped_planes(size, block, keep_prob, "paper").flatten(1).mean(-1), expected)) < 5
+
+
+@runs
+@pytest.mark.parametrize("lag", [1, 2, 64])
+@pytest.mark.parametrize(("size", "block"), [((28, 28), (7, 7)), ((7, 7), (7, 7)), ((12, 12), (1, 1)), ((100,), (9,))])
+def test_planes_are_independent(size, block, lag, z_score):
+    off = dropped_planes(size, block, 0.9)
+    off -= 1 - keep_rate_map(size, block, seed_probability(size, block, 0.9))
+    assert abs(z_score((off * off.roll(lag, 0)).flatten(1).mean(-1), 0.0)) < 5
+
+
+@runs
+@pytest.mark.parametrize("gamma", [0.0005, 0.01, 0.1, 0.6, 0.95])
+def test_positions_are_independent_and_none_is_favoured(gamma):
+    """Seeds themselves, within streams and across their ends."""
+    blocks = Blocks((4000,), (259,), (1,), gamma)
+    hit = launch.draw(rng_seed(), blocks).dense().cpu().double()
+    variance = gamma * (1 - gamma)
+    assert ((hit.mean(0) - gamma).abs() < 5 * math.sqrt(variance / 4000)).all()
+    assert abs(hit.mean().item() - gamma) < 5 * math.sqrt(variance / hit.numel())
+    flat = hit.flatten() - gamma
+    for lag in (1, 2, launch.stream_length(blocks)):
+        pairs = (flat[lag:] * flat[:-lag]).mean().item()
+        assert abs(pairs) < 5 * variance / math.sqrt(len(flat) - lag)
+
+
+@runs
+def test_a_small_gamma_is_not_lost():
+    """A million positions with γ = 1e-5: their number has the mean and the variance of a Poisson one."""
+    blocks = Blocks((1000,), (1000,), (1,), 1e-5)
+    counts = [launch.draw(rng_seed(), blocks).dense().sum().item() for _ in range(20)]
+    assert abs(sum(counts) - 200) < 5 * math.sqrt(200)
+    few = Blocks((1000,), (1000,), (1,), 1e-12)
+    assert not any(launch.draw(rng_seed(), few).dense().any() for _ in range(5))
+
+
+@runs
+@pytest.mark.parametrize("size", [(400, 500), (1024, 64)])
+def test_large_planes_are_dropped_evenly(size, z_score):
+    dropped = dropped_planes(size, (7, 7), 0.9, planes=6)
+    expected = 1 - keep_rate_map(size, (7, 7), seed_probability(size, 7, 0.9))
+    tiles = (dropped - expected).unfold(1, 32, 32).unfold(2, 32, 32).mean((-1, -2))
+    assert abs(z_score(tiles, 0.0)) < 5
+
+
+# --- the compiler, without a GPU ---------------------------------------------------------------------------------
+
+
+def variants():
+    """Every kernel with the types and constants of its calls, and which numbers are multiples of 16."""
+    how = launch.Launch()
+    for gap_in_memory, corners, positions in itertools.product([False, True], [False, True], ["i32", "i64"]):
+        gap = "*fp64" if gap_in_memory else "*i64"
+        types = ["*i32", "*i32", "*i64", gap, "fp32", "fp32", positions, *["i32"] * 4, *["i64"] * 3, *["i32"] * 5]
+        constants = {"GAP_IN_MEMORY": gap_in_memory, "NOTE_CORNERS": corners, "LANES": how.lanes}
+        yield kernels.draw_rows, types, constants, {"num_warps": 1}, ()
+    for count, units in itertools.product([False, True], ["i32", "i64"]):
+        types = ["*i64", "*i64", "*i64", "*fp64", "i32", units, *["i32"] * 4]
+        yield kernels.grow, types, {"COUNT": count, "WORDS": how.words}, {}, ()
+    for dtype, elements in itertools.product(["fp16", "bf16", "fp32", "fp64"], ["i32", "i64"]):
+        policy = "" if elements == "i32" else "evict_first"
+        op = tl.float64 if dtype == "fp64" else tl.float32
+        memory = [f"*{dtype}", f"*{dtype}"]
+        constants = {"OP": op, "EIGHTS": how.eights, "POLICY": policy}
+        yield kernels.apply_flat, [*memory, "*u8", "*fp64", elements], constants, {}, ("elements",)
+        constants = {"OP": op, "CHANNELS": how.channels, "POLICY": policy}
+        yield kernels.apply_tiles, [*memory, "*i32", "*fp64", *["i32"] * 13], constants, {}, ()
+        constants |= {"input_channel": 1, "output_channel": 1}  # channels last; then few channels
+        yield kernels.apply_tiles, [*memory, "*i32", "*fp64", *["i32"] * 11], constants, {}, CHANNELS_INSIDE
+        yield kernels.apply_tiles, [*memory, "*i32", "*fp64", *["i32"] * 11], constants | {"CHANNELS": 4}, {}, ()
+    yield kernels.channels_inside, ["*i32", "*i32", *["i32"] * 5], {}, {}, ()
+    for paper in (False, True):
+        yield kernels.solve, ["*fp64", "*fp64", *["i32"] * 6], {"PAPER": paper, "LANES": 64}, {"num_warps": 1}, ()
+
+
+CHANNELS_INSIDE = ("channels", "input_sample", "input_unit", "output_sample", "output_unit")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter has no compiler")
+@pytest.mark.parametrize("capability", [80, 90])
+def test_every_kernel_compiles(capability, monkeypatch, tmp_path):
+    """To machine code, by Triton's compiler and the assembler that it brings."""
+    backends = pytest.importorskip("triton.backends.compiler")
+    compiler = pytest.importorskip("triton.compiler")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for function, types, constants, options, sixteens in variants():
+        left = iter(types)
+        signature = {name: "constexpr" if name in constants else next(left) for name in function.arg_names}
+        assert next(left, None) is None
+        known = {name for name, t in signature.items() if t.startswith("*")} | set(sixteens)
+        aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if name in known}
+        source = compiler.ASTSource(function, signature, constants, aligned)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            built = triton.compile(source, target=backends.GPUTarget("cuda", capability, 32), options=options)
+        assert built.asm["cubin"]
+        if types[0] == "*bf16" and sixteens:
+            for access in ("ld", "st"):
+                assert re.search(access + r"\.global\S*\.v4", built.asm["ptx"]), "16 bytes at once"
