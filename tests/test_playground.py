@@ -102,6 +102,13 @@ def test_what_is_no_picture_is_said_and_the_rest_stays(upload, tmp_path, content
     assert [part for at, part in enumerate(shown) if at != 3] == [SKIP] * 8
 
 
+def test_what_lies_beside_an_uploaded_file_stays(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    Image.new("RGB", (2, 2)).save(tmp_path / "cat.png")
+    accepted(playground._upload({"path": str(tmp_path / "cat.png"), "orig_name": "cat.png"}, None, *VALUES))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
 def test_a_file_that_is_gone_already(tmp_path):
     gone = {"path": str(tmp_path / "hash" / "cat.png"), "orig_name": "cat.png"}
     assert "there is no file cat.png" in playground._upload(gone, None, *VALUES)[3]

@@ -7,7 +7,7 @@ written into the page, so no file of them exists either.
 
 from __future__ import annotations
 
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -192,7 +192,9 @@ def _upload(file: dict[str, Any], _: Picture | None, *values: Any) -> list[Any]:
         said = str(error).replace(str(path), name)
         return [*[gr.skip()] * 3, page.message(said), *[gr.skip()] * 5]
     finally:
-        shutil.rmtree(path.parent, ignore_errors=True)
+        with suppress(OSError):  # Gradio's folder for this file; not more, whatever path a visitor may send
+            path.unlink()
+            path.parent.rmdir()
     picture = Picture(name, as_levels(photo))
     return [picture, *_pictures(picture.levels, name), *_show(picture, *values)]
 
