@@ -45,11 +45,11 @@ def test_rows_of_the_layer_and_of_a_step(gpu, tmp_path, capsys):
     assert [row["contender"] for row in rows["layer"]][:2] == [PRODUCT, OURS]
     for wanted in ("median_us", "ratio", "gigabytes_per_second", "saved_bytes", "processor", "torch"):
         assert all(wanted in row for row in rows["layer"])
-    # torchvision's layer fails on maps as small as these: the others are measured again without it
     assert {row["layer"] for row in rows["resnet50"]} == {gpu.PLAIN, PRODUCT, OURS}
     out = capsys.readouterr().out
     assert f"{OURS}: " in out
-    assert "failed: ResNet-50, eager: ValueError: block size should be odd" in out
+    if bench.peer("torchvision", "ops"):  # whose layer fails on maps as small as these
+        assert "failed: ResNet-50, eager: ValueError: block size should be odd" in out
 
 
 def test_what_fails_or_has_no_time_loses_nothing_else(gpu, tmp_path, capsys):
