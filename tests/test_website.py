@@ -1,24 +1,20 @@
 """The documentation: its figures, the check of a built site, and the site in a browser, opened from the file system.
 
-What needs the extra `docs`, or Chromium and its driver, is skipped, with the reason printed, where they are not there.
+What needs the extra `docs`, or Chromium, is skipped, with the reason printed, where they are not there.
 """
 
 import importlib.util
-import json
-import os
 import re
-import shutil
 import subprocess
 import sys
-import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from browser import chromium
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(ROOT.glob("docs/*.md"))
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
 
 
 def script(name):
@@ -127,78 +123,61 @@ def test_formulas_are_drawn_by_the_browser_itself(built):
 
 @pytest.fixture(scope="module")
 def browser(built):
-    webdriver = pytest.importorskip("selenium.webdriver", reason='Selenium is not installed: pip install -e ".[docs]"')
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("there is no Chromium with its driver to open the site in")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    quiet = ("background-networking", "component-update", "sync", "quic", "gpu", "dev-shm-usage")
-    for argument in ("headless", "no-first-run", *(f"disable-{name}" for name in quiet)):
-        options.add_argument(f"--{argument}")
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        options.add_argument("--no-sandbox")  # which Chromium refuses to do without it for root
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    with chromium() as browser:
+        yield browser
 
 
-def open_page(browser, built, name, width=1440):
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.get((built / f"{name}.html").as_uri())
-
-
-def eventually(read, seconds=20):
-    """What `read` returns as soon as that is something."""
-    end = time.monotonic() + seconds
-    while not (value := read()) and time.monotonic() < end:
-        time.sleep(0.05)
-    return value
+@contextmanager
+def opened(browser, built, name, width=1440):
+    """A page of the site in a window of this width; a narrow one is a telephone's."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, is_mobile=width < 500)
+    page = context.new_page()
+    page.asked, page.wrong = [], []
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.on("requestfailed", lambda request: page.wrong.append(f"{request.failure} {request.url}"))
+    page.on("console", lambda said: said.type in ("error", "warning") and page.wrong.append(said.text))
+    page.on("pageerror", lambda error: page.wrong.append(str(error)))
+    page.goto((built / f"{name}.html").as_uri(), wait_until="networkidle")
+    yield page
+    context.close()
 
 
 @pytest.mark.parametrize("name", [path.stem for path in PAGES])
 def test_a_page_opens_without_errors_and_without_the_network(browser, built, name):
-    browser.get_log("browser"), browser.get_log("performance")
-    open_page(browser, built, name)
-    messages = (json.loads(entry["message"])["message"] for entry in browser.get_log("performance"))
-    addresses = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    assert addresses
-    assert [url for url in addresses if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
-    assert browser.get_log("browser") == []
-    assert browser.execute_script("return [...document.images].filter(i => !i.naturalWidth).map(i => i.src)") == []
+    with opened(browser, built, name) as page:
+        assert page.asked
+        assert [url for url in page.asked if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
+        assert page.wrong == []
+        assert page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)") == []
 
 
 @pytest.mark.parametrize("width", [390, 1440])
 @pytest.mark.parametrize("name", [path.stem for path in PAGES])
 def test_nothing_is_cut_off(browser, built, name, width):
     """Tables, code, formulas and figures that are wider than the page are scrolled by themselves."""
-    open_page(browser, built, name, width)
-    beyond = """
+    beyond = """() => {
         const width = document.documentElement.clientWidth;  // a telephone zooms out, and innerWidth grows, if it must
         const scrolls = e => e && e !== document.body &&
             (['auto', 'scroll'].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
         return [...document.querySelectorAll('.md-content *')]
             .filter(e => e.getBoundingClientRect().right > width + 1 && !scrolls(e))
-            .map(e => e.outerHTML.slice(0, 120))
-    """
-    assert browser.execute_script(beyond) == []
-    assert browser.execute_script("const page = document.documentElement; return page.scrollWidth <= page.clientWidth")
-
-
-# the search lives in a shadow root of its own
-SEARCH = "const s = [...document.querySelectorAll('*')].map(e => e.shadowRoot).find(r => r?.querySelector('dialog'));"
-PRESS_SLASH = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '/', bubbles: true}));"
+            .map(e => e.outerHTML.slice(0, 120));
+    }"""
+    with opened(browser, built, name, width) as page:
+        assert page.evaluate(beyond) == []
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
 def test_the_search_finds(browser, built):
     """From the file system too, where browsers start no Worker."""
-
-    def run(code):
-        return browser.execute_script(SEARCH + code)
-
-    open_page(browser, built, "index")
-    assert eventually(lambda: run(f"if (s?.querySelector('dialog').open) return true; {PRESS_SLASH}"))
-    run("return s.querySelector('input')").send_keys("uncertainty")
-    found = eventually(lambda: run("return [...s.querySelectorAll('ol a')].map(a => a.href)"))
-    assert any("api.html#torch_dropblock.mc_dropblock" in address for address in found)
+    with opened(browser, built, "index") as page:
+        box = page.get_by_role("dialog").locator("input")
+        for _ in range(50):  # until the script of the search is there to hear the key
+            page.keyboard.press("/")
+            if box.is_visible():
+                break
+            page.wait_for_timeout(100)
+        box.fill("uncertainty")
+        found = page.get_by_role("dialog").locator("ol a[href*='mc_dropblock']")
+        found.first.wait_for()
+        assert found.first.get_attribute("href").endswith("api.html#torch_dropblock.mc_dropblock")
