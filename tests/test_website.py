@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from browser import chromium
 
 ROOT = Path(__file__).parents[1]
