@@ -78,12 +78,11 @@ def test_what_fails_or_has_no_time_loses_nothing_else(gpu, tmp_path, capsys):
 
 
 def test_without_torchvision_the_network_is_the_same(gpu):
-    from torchvision.models import resnet50
-
     import network
     import resnet50_step
 
-    theirs, mine = resnet50(weights=None), network.ResNet50()
+    models = pytest.importorskip("torchvision.models")
+    theirs, mine = models.resnet50(weights=None), network.ResNet50()
     mine.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(mine.eval()(x), theirs.eval()(x))
