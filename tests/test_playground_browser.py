@@ -190,11 +190,11 @@ def test_a_number_that_cannot_be(visitor):
     for box, typed, said, change in [
         (height, "2.5", "block height must be an int of at least 1, got 2.5 of type float", {"block_size": (5, 5)}),
         (height, "-3", "block height must be an int of at least 1, got -3", {"block_size": (7, 7)}),
-        (keep_prob, "", "keep_prob must be a number in [0, 1], got None of type NoneType", {"keep_prob": 0.5}),
+        (keep_prob, "", "keep_prob is empty", {"keep_prob": 0.5}),
         (keep_prob, "7", "keep_prob must be a number in [0, 1], got 7", {"keep_prob": 1.0}),
         (units, "4000", "map_side must be at most 128, got 4000", {"map_side": 14}),
         (seed, "-1", "seed must be an int of at least 0, got -1", {"seed": 1}),
-        (seed, "", "seed must be an int of at least 0, got None of type NoneType", {"seed": 2}),
+        (seed, "", "seed is empty", {"seed": 2}),
     ]:
         box.fill(typed)
         visitor.page.locator("#message").get_by_text(f"Not done: {said}", exact=True).wait_for(timeout=PATIENCE)
@@ -338,8 +338,10 @@ def test_nothing_is_cut_off(visitor):
     for width in (360, 390, 570, 800, 900, 1000, 1281, 1440, 2200):
         page.set_viewport_size({"width": width, "height": 844})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        ((_, first, last, _),) = page.evaluate(BOXES, "#layout")
+        assert last - first >= min(width, 1472) - 64, width  # the window is used
         for text, left, right, hidden in page.evaluate(BOXES, "dt, dd, h1, h2, p, label, button, figure, svg"):
-            assert 0 <= left <= right <= width, (width, text)
+            assert first - 1 <= left <= right <= last + 1, (width, text)
             assert hidden <= 1, (width, text)
         left, right = (page.locator(part).bounding_box() for part in ("#original img", "#stack"))
         assert left["y"] == right["y"], width
@@ -354,6 +356,13 @@ def test_in_a_narrow_window_the_pictures_stay_while_controls_move(visit):
     visitor.page.locator("#seed").scroll_into_view_if_needed()
     box = visitor.page.locator("#stack").bounding_box()
     assert 0 <= box["y"] < box["y"] + box["height"] <= 300
+    # labels that are scrolled under the pictures are not seen on them
+    label = visitor.page.locator("#seed [data-testid=block-info]")
+    label.evaluate("label => window.scrollBy(0, label.getBoundingClientRect().top - 100)")
+    middle = label.bounding_box()
+    assert middle["y"] < box["y"] + box["height"]
+    over = "([x, y]) => document.elementFromPoint(x, y).closest('#pictures') !== null"
+    assert visitor.page.evaluate(over, [middle["x"] + middle["width"] / 2, middle["y"] + middle["height"] / 2])
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

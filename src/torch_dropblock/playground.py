@@ -176,6 +176,9 @@ def _settings(
 
 def _show(picture: Picture | None, *values: Any) -> list[Any]:
     """The message, the picture under the layer, the details and the code; what is wrong leaves all but the first."""
+    empty = [name for name, value in zip(Controls._fields, values, strict=True) if value is None]
+    if empty:
+        return [page.message(f"{empty[0]} is empty"), *[gr.skip()] * 5]
     try:
         view = draw(_settings(*values), picture.levels if picture else builtin_levels())
     except (TypeError, ValueError) as error:

@@ -23,8 +23,8 @@ CURVE_POINTS = 50
 
 def heading(title: str) -> str:
     return (
-        f"<h1>{title}</h1><p>The picture is a feature map of three channels. "
-        "See what a layer drops of it in training, and how much.</p>"
+        f"<h1>{title}</h1><p>What a layer drops in training, and how much. The picture is a feature map of three "
+        "channels: where red, green or blue is dropped its colour changes, and where all three are it is black.</p>"
     )
 
 
@@ -82,7 +82,7 @@ def masks(view: View) -> str:
         _picture(name, f"{percent(1 - float(kept.mean()))} dropped", _image(_mask_levels(kept), f"Mask of {name}"))
         for name, kept in zip(CHANNELS, view.kept, strict=True)
     )
-    legend = '<span class="key kept">kept</span> <span class="key gone">dropped</span>'
+    legend = '<span class="keys"><span class="key kept">kept</span> <span class="key gone">dropped</span></span>'
     note = f"A map of {joined(view.size)} for each colour{', all alike: the channels share a mask' if shared else ''}."
     return _section("masks", "Masks", f"{note} {legend}", f'<div class="planes">{planes}</div>')
 

@@ -102,6 +102,8 @@ def _theme() -> gr.themes.Base:
         block_info_text_color_dark="*neutral_400",
         block_title_text_color="*neutral_800",
         block_title_text_color_dark="*neutral_100",
+        checkbox_border_color="*neutral_500",
+        checkbox_border_color_dark="*neutral_400",
     )
 
 
