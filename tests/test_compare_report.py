@@ -1,8 +1,10 @@
 """Means, intervals, the table and the pages."""
 
 import io
+import json
 import math
 import statistics
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -214,3 +216,19 @@ def test_the_curves_page_leaves_out_the_first_rise(saved):
     with report.house_style():
         (axes,) = report.curves_page(found, ["baseline"], "title").axes
     assert axes.get_ylim()[0] == pytest.approx(100 * 0.8 * 5 / 40 - 2)
+
+
+# --- what is committed --------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+STUDIES = sorted(path.parent for path in ROOT.glob("results/*/results.jsonl"))
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=[folder.name for folder in STUDIES])
+def test_the_table_in_the_docs_is_that_of_the_committed_runs(folder):
+    runs = [json.loads(line) for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = report.lines_of(runs, list(dict.fromkeys(run["row"] for run in runs)))
+    page = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    section = page.split(f"<!-- compare:{folder.name}:begin -->")[1].split(f"<!-- compare:{folder.name}:end -->")[0]
+    for line in lines:
+        assert f"| {' | '.join(report.cells(line, with_top5=False))} |" in section

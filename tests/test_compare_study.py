@@ -385,5 +385,6 @@ def test_lightnings_own_launch_on_several_nodes(tmp_path):
         assert code == 0, err
         printed.append(out)
     assert "baseline" in printed[0]
-    assert printed[1] == ""
+    # up to PyTorch 2.8 Gloo says that it is connected
+    assert [line for line in printed[1].splitlines() if not line.startswith("[Gloo]")] == []
     assert [(run, result["processes"]) for run, result in results(tmp_path / "out").items()] == [(("baseline", 0), 2)]

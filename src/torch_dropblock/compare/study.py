@@ -38,6 +38,7 @@ NOT_FOR_USERS = (
     ".*dirpath has changed.*",  # the directory of the study was moved
     ".*number of training batches.*",  # below the interval of a logger that there is not
     ".*LeafSpec.*",  # Lightning's own use of PyTorch
+    ".*The epoch parameter in `scheduler.step.*",  # PyTorch's own, up to 2.8, in SequentialLR
     ".*AMP with fp16 is not supported on CPU.*",  # which is an error here
 )
 
