@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from rich.console import Console
 
 import studies
@@ -43,6 +44,18 @@ def test_without_a_word_it_is_the_papers_table_on_digits_with_three_seeds(made, 
     assert work.machine == studies.Machine()
     assert work.records.path.resolve() == tmp_path / "compare"
     assert not work.save_weights
+
+
+@pytest.mark.parametrize(("model", "threads"), [("small", 1), ("resnet18", 2)])
+def test_digits_take_one_thread(monkeypatch, tmp_path, model, threads):
+    seen = []
+    monkeypatch.setattr(Study, "run", lambda work: seen.append(torch.get_num_threads()))
+    torch.set_num_threads(2)
+    try:
+        assert call("compare", "--model", model, "--out", tmp_path)[0] == 0
+        assert (seen, torch.get_num_threads()) == ([threads], 2)
+    finally:
+        torch.set_num_threads(1)  # as in all of this file
 
 
 def test_all_options_arrive(made, tmp_path):

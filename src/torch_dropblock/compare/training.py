@@ -118,7 +118,7 @@ class Run(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         measured = checkpoint["measured"]
         self.curves, self.step_seconds = measured["curves"], measured["step_seconds"]
-        self._seconds_before = measured.get("seconds", 0.0)
+        self._seconds_before = measured["seconds"]
 
     @property
     def seconds(self) -> float:
