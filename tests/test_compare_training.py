@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
 import studies
@@ -138,6 +139,34 @@ def test_a_training_that_diverges_has_a_loss_that_is_no_number(tmp_path):
     _, run = fit(tmp_path, epochs=3, learning_rate=1e20)
     assert math.isnan(run.curves["train_loss"][-1][1])
     assert math.isnan(run.curves["loss"][-1][1])
+
+
+class Waits(TorchDispatchMode):
+    """The operations for which the host would wait for a GPU: their numbers, or their shapes, depend on values."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        by_mask = func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1])
+        values = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        if by_mask or func in values or func.overloadpacket is torch.ops.aten.masked_select:
+            self.found.append(str(func))
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("name", ["baseline", "spatial-dropout", "label-smoothing"])
+def test_a_step_waits_for_nothing(tmp_path, name):
+    work = studies.study(tmp_path, [name])
+    run = Run(work.settings, work.rows[-1], 0, work.source, 0)
+    batch = next(iter(torch.utils.data.DataLoader(work.source.train_of(run.row), 20)))
+    with Waits() as waits:
+        run.training_step(batch, 0).backward()
+    assert waits.found == []
+    with Waits() as waits:  # where padding is left out: it finds what there is to find
+        run.validation_step(batch, 0)
+    assert waits.found
 
 
 # --- chance ----------------------------------------------------------------------------------------------------------

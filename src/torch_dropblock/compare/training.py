@@ -63,7 +63,9 @@ class Run(LightningModule):
         }
         # without a check for NaN, which leaves them out: the loss of a training that diverged is not a number
         train_loss, self.val_loss = (MeanMetric(nan_strategy="disable") for _ in range(2))
-        self.train_metrics = MetricCollection({"loss": train_loss, "top1": accuracies["top1"].clone()}, prefix="train_")
+        # no image of a training is padding, and to leave some out a GPU has to be waited for, in each step
+        train_top1 = MulticlassAccuracy(source.classes, average="micro", validate_args=False)
+        self.train_metrics = MetricCollection({"loss": train_loss, "top1": train_top1}, prefix="train_")
         self.val_metrics = MetricCollection(dict(accuracies))
 
     def forward(self, images: Tensor) -> Tensor:
