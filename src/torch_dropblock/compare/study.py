@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import statistics
@@ -139,6 +141,9 @@ class Study:
             KeyboardInterrupt: somebody stopped it; what was finished is in the records, as after any other error.
             UnreadableImageError: a file is no image.
         """
+        if self.machine.processes > 1 and not distributed.is_initialized():
+            # when the process ends, not before: NCCL may wait for processes that go on, and an error is told first
+            atexit.register(_leave_group)
         skipped = [run for run in self.unfinished if not self._mine(*run)]
         # who was at them may have been stopped meanwhile
         for run in skipped:
@@ -274,6 +279,16 @@ def is_first_process() -> bool:
     # without a launcher that sets ranks, each node's own command is of rank 0 until Lightning has seen its NODE_RANK
     first_node = int(os.environ.get("NODE_RANK", 0)) == 0
     return bool(rank_zero_only.rank == 0) and first_node  # type: ignore[attr-defined]
+
+
+def _leave_group() -> None:
+    """Gloo's threads must end before Python does: one that frees a tensor of Python's later aborts the process.
+
+    Of NCCL's group Lightning has taken care by then.
+    """
+    if distributed.is_initialized():
+        gc.collect()  # DistributedDataParallel holds the group, and is in a cycle of references
+        distributed.destroy_process_group()
 
 
 @contextmanager
