@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from torch_dropblock import geometry
+from torch_dropblock import geometry, reference
 from torch_dropblock.drawing import Blocks
 from torch_dropblock.rng import draw_rng_seed
 
@@ -51,6 +51,15 @@ def rng_seed():
 def some_blocks(lead=(8, 16), size=(28, 28), block=(7, 7), keep_prob=0.9, shared=(), rate="exact"):
     block = geometry.clamp(size, block)
     return Blocks(lead, size, block, geometry.gamma(size, block, keep_prob, rate), shared)
+
+
+def oracle_kept(mask):
+    """The oracle's mask for the seeds that the kernel says it drew."""
+    blocks = mask.blocks
+    dense = torch.zeros(blocks.positions, dtype=torch.bool)
+    dense[mask.seeds().cpu()] = True
+    kept = reference.kept_mask(dense.view(1, -1, *blocks.valid), blocks.block)
+    return kept.view(*blocks.own_lead, *blocks.size)
 
 
 def assert_same(mine, expected):

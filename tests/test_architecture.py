@@ -16,7 +16,7 @@ LAYERS = [
     {"geometry"},
     {"reference", "drawing"},
     {"sparse"},
-    {"native", "triton_kernels"},
+    {"native", "triton_kernels", "triton_plan"},
     {"triton_launch"},
     {"backends"},
     {"autograd", "compiled"},

@@ -244,7 +244,7 @@ def test_scaling_and_zeroing_are_fused_with_their_neighbours(memory_format):
     _, (forward, backward) = run_fw_bw_and_get_code(lambda: function(x))
     layout = memory_format == torch.channels_last
     for code, operator in ((forward, "draw"), (backward, "redraw")):
-        calls = re.findall(rf"torch\.ops\.torch_dropblock\.{operator}\.default\(.*, 'exact', False, (\w+)\)", code)
+        calls = re.findall(rf"torch\.ops\.torch_dropblock\.{operator}\.default\(.*, 'exact', False, (\w+)[,)]", code)
         assert calls == [str(layout)], "the mask lies as the activation does"
     for code, neighbours in ((forward, ("add", "relu")), (backward, ("threshold_backward",))):
         passes = {name: body for name, body in kernels(code).items() if str(x.numel()) in body}
@@ -286,9 +286,10 @@ def test_operators_are_what_they_say(lead, size, block, share_channels, channels
         *(lead, size, block, "exact", share_channels, channels_last),
     )
     torch.library.opcheck(compiled.draw, arguments)
-    torch.library.opcheck(compiled.redraw, arguments)
-    mask, scale = compiled.draw(*arguments)
-    assert torch.equal(mask, compiled.redraw(*arguments))
+    mask, scale, density = compiled.draw(*arguments)
+    again = arguments[0], density, *arguments[2:]
+    torch.library.opcheck(compiled.redraw, again)
+    assert torch.equal(mask, compiled.redraw(*again))
     assert mask.dtype == torch.uint8
     if mask.numel():
         assert scale.item() == mask.numel() / max((mask == 0).sum().item(), 1)

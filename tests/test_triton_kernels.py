@@ -17,6 +17,7 @@ from gpu_path import (
     assert_same,
     interpret,
     launch,
+    oracle_kept,
     rng_seed,
     runs,
     some_blocks,
@@ -24,6 +25,7 @@ from gpu_path import (
 from torch_dropblock import geometry, keep_rate_map, reference, seed_probability
 from torch_dropblock.drawing import Blocks
 from torch_dropblock.sparse import CHANNELS_LAST
+from torch_dropblock.triton_plan import stream_length
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
@@ -34,15 +36,6 @@ pytestmark = MARKS
 @pytest.mark.skipif(INTERPRETED, reason="this is the process in which the others run")
 def test_in_the_interpreter():
     interpret(__file__)
-
-
-def oracle_kept(mask):
-    """The oracle's mask for the seeds that the kernel says it drew."""
-    blocks = mask.blocks
-    dense = torch.zeros(blocks.positions, dtype=torch.bool)
-    dense[mask.seeds().cpu()] = True
-    kept = reference.kept_mask(dense.view(1, -1, *blocks.valid), blocks.block)
-    return kept.view(*blocks.own_lead, *blocks.size)
 
 
 # --- the oracle on the seeds that were drawn ---------------------------------------------------------------------
@@ -249,7 +242,7 @@ def test_positions_are_independent_and_none_is_favoured(gamma):
     assert ((hit.mean(0) - gamma).abs() < 5 * math.sqrt(variance / 4000)).all()
     assert abs(hit.mean().item() - gamma) < 5 * math.sqrt(variance / hit.numel())
     flat = hit.flatten() - gamma
-    for lag in (1, 2, launch.stream_length(blocks)):
+    for lag in (1, 2, stream_length(blocks)):
         pairs = (flat[lag:] * flat[:-lag]).mean().item()
         assert abs(pairs) < 5 * variance / math.sqrt(len(flat) - lag)
 
@@ -279,26 +272,25 @@ def test_large_planes_are_dropped_evenly(size, z_score):
 def variants():
     """Every kernel with the types and constants of its calls, and which numbers are multiples of 16."""
     how = launch.Launch()
-    for gap_in_memory, corners, positions in itertools.product([False, True], [False, True], ["i32", "i64"]):
-        gap = "*fp64" if gap_in_memory else "*i64"
-        types = ["*i32", "*i32", "*i64", gap, "fp32", "fp32", positions, *["i32"] * 4, *["i64"] * 3, *["i32"] * 5]
-        constants = {"GAP_IN_MEMORY": gap_in_memory, "NOTE_CORNERS": corners, "LANES": how.lanes}
-        yield kernels.draw_rows, types, constants, {"num_warps": 1}, ()
-    for count, units in itertools.product([False, True], ["i32", "i64"]):
-        types = ["*i64", "*i64", "*i64", "*fp64", "i32", units, *["i32"] * 4]
-        yield kernels.grow, types, {"COUNT": count, "WORDS": how.words}, {}, ()
+    for gap_in_memory, corners, count, one_chunk in itertools.product([False, True], repeat=4):
+        known, unit = "*fp64" if gap_in_memory else "*i64", "i32" if one_chunk else "i64"
+        types = ["*i64", "*i64", "*i64", "*i64", "*fp64", "*i64", known, "fp32", "fp32", "i32", unit, *["i32"] * 3]
+        types += [unit, *["i32"] * 4, *["i64"] * 3, *["i32"] * 3, *["i64"] * 5, *["i32"] * 3]
+        constants = {"GAP_IN_MEMORY": gap_in_memory, "NOTE_CORNERS": corners, "COUNT": count, "ONE_CHUNK": one_chunk}
+        constants |= {"UNIT": tl.int32 if one_chunk else tl.int64, "STREAMS": how.streams, "DRAWS": how.draws}
+        yield kernels.draw, types, constants | {"CHUNK": how.words}, {"num_warps": how.streams}, ()
     for dtype, elements in itertools.product(["fp16", "bf16", "fp32", "fp64"], ["i32", "i64"]):
-        policy = "" if elements == "i32" else "evict_first"
         op = tl.float64 if dtype == "fp64" else tl.float32
         memory = [f"*{dtype}", f"*{dtype}"]
-        constants = {"OP": op, "EIGHTS": how.eights, "POLICY": policy}
+        constants = {"OP": op, "EIGHTS": how.eights}
         yield kernels.apply_flat, [*memory, "*u8", "*fp64", elements], constants, {}, ("elements",)
-        constants = {"OP": op, "CHANNELS": how.channels, "POLICY": policy}
+        constants = {"OP": op, "CHANNELS": how.channels}
         yield kernels.apply_tiles, [*memory, "*i32", "*fp64", *["i32"] * 13], constants, {}, ()
         constants |= {"input_channel": 1, "output_channel": 1}  # channels last; then few channels
         yield kernels.apply_tiles, [*memory, "*i32", "*fp64", *["i32"] * 11], constants, {}, CHANNELS_INSIDE
         yield kernels.apply_tiles, [*memory, "*i32", "*fp64", *["i32"] * 11], constants | {"CHANNELS": 4}, {}, ()
-    yield kernels.channels_inside, ["*i32", "*i32", *["i32"] * 5], {}, {}, ()
+    constants = {"ROWS": 2, "COLUMNS": 8, "TASKS": how.tasks}
+    yield kernels.channels_inside, ["*i32", "*i32", *["i32"] * 6], constants, {}, ()
     for paper in (False, True):
         yield kernels.solve, ["*fp64", "*fp64", *["i32"] * 6], {"PAPER": paper, "LANES": 64}, {"num_warps": 1}, ()
 

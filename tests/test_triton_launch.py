@@ -1,6 +1,5 @@
 """The GPU path as the layer has it: launching, derivatives, `torch.compile`, and on a device its graphs and speed."""
 
-import itertools
 import math
 import re
 
@@ -23,6 +22,7 @@ from gpu_path import (
     interpret,
     launch,
     on_gpu,
+    oracle_kept,
     rng_seed,
     runs,
     some_blocks,
@@ -56,7 +56,11 @@ def test_nothing_depends_on_the_launch(kind):
     if kind == "channels_last":
         x = x.to(memory_format=torch.channels_last)
     results = []
-    for how in (launch.Launch(32, 64, 512, 16), launch.Launch(256, 1024, 64, 64), launch.Launch(2048, 128, 2048, 8)):
+    for how in (
+        launch.Launch(1, 32, 64, 512, 16),
+        launch.Launch(4, 8, 1024, 64, 64),
+        launch.Launch(8, 64, 128, 2048, 8),
+    ):
         mask, output = launch.draw(seed, blocks, launch=how), torch.empty_like(x)
         launch.apply(x, output, mask, launch=how)
         results.append((mask.words, mask.scale, output))
@@ -82,29 +86,23 @@ def test_gamma_0_and_1():
     assert (x == 0).all()
 
 
-def test_a_division_is_a_multiplication():
-    numbers = [0, 1, 2, 1000, 2**30, 2**30 + 2**16, 2**31 - 1]
-    for divisor in [*range(1, 300), 2**16 + 1, 2**29 - 1, 2**29, 2**30 - 1]:
-        packed = launch.reciprocal(divisor)
-        assert 2**31 < packed < 2**63, "an int64 to Triton, whatever the divisor"
-        near = [k * divisor + d for k in (1, 2, 2**31 // divisor - 1) for d in (-1, 0, 1)]
-        for number in filter(lambda n: 0 <= n < 2**31, numbers + near):
-            assert number * (packed & 0xFFFFFFFF) >> (packed >> 32) == number // divisor
-
-
-def test_streams_are_longer_where_there_are_many():
-    lengths = [launch.stream_length(some_blocks((samples, 256))) for samples in (1, 64, 256, 640, 10_000)]
-    assert lengths == [484, 484, 968, 1936, 1936]
-    assert max(launch.stream_length(Blocks((n,), (1 << 20,), (64,), 0.1)) for n in (1, 10**6)) <= 1 << 16
-
-
-def test_growth_makes_blocks():
-    for size, block in [((40, 50), (e, 3)) for e in (1, 2, 7, 8, 9, 10, 16, 17, 26, 40)] + [((9, 8, 7), (9, 1, 7))]:
-        reached = {0}
-        for stride, step, last, shifts in launch.growth(size, block):
-            reached = {at + min(i * step, last) * stride for at in reached for i in range(shifts)}
-        axes = [range(0, b * math.prod(size[i + 1 :]), math.prod(size[i + 1 :])) for i, b in enumerate(block[:-1])]
-        assert reached == {sum(place) for place in itertools.product(*axes)}
+@runs
+@pytest.mark.parametrize("words", [64, 128, 512])
+@pytest.mark.parametrize(
+    ("size", "block"),
+    [
+        *[((40, 50), (extent, 3)) for extent in (1, 2, 7, 8, 9, 16, 17, 40)],
+        ((9, 8, 7), (9, 1, 7)),
+        ((20, 30, 9), (3, 1, 1)),
+        ((100, 300), (90, 2)),
+        ((20, 40, 50), (9, 8, 3)),
+    ],
+)
+def test_blocks_that_reach_over_the_words_of_one_program(size, block, words):
+    """A program's words and those whose blocks reach into them: less than its memory, and many times as much."""
+    how = launch.Launch(streams=8, words=words)
+    mask = launch.draw(rng_seed(), some_blocks((1, 3), size, block, 0.6), corners=True, launch=how)
+    assert torch.equal(mask.dense().cpu(), ~oracle_kept(mask))
 
 
 @runs
@@ -181,7 +179,7 @@ def test_extreme_keep_probs(keep_prob):
     x = torch.ones(4, 8, 12, 12, device=DEVICE, requires_grad=True)
     y = drop_block2d(x, 5, keep_prob=keep_prob)
     assert torch.isfinite(y).all()
-    assert (y == 0).all() if keep_prob < 0.5 else (y != 0).float().mean() > 0.95
+    assert (y != 0).float().mean().item() == pytest.approx(round(keep_prob), abs=0.05)
     y.sum().backward()
     assert torch.equal(x.grad == 0, y == 0)
 
@@ -287,9 +285,10 @@ def test_operators_are_what_they_say(lead, size, block, share_channels, channels
         *(lead, size, block, "exact", share_channels, channels_last, "triton"),
     )
     torch.library.opcheck(compiled.draw, arguments)
-    torch.library.opcheck(compiled.redraw, arguments)
-    mask, scale = compiled.draw(*arguments)
-    assert torch.equal(mask, compiled.redraw(*arguments))
+    mask, scale, density = compiled.draw(*arguments)
+    again = arguments[0], density, *arguments[2:]
+    torch.library.opcheck(compiled.redraw, again)
+    assert torch.equal(mask, compiled.redraw(*again))
     if 0 in lead:
         return
     dropped = compiled.Draw(*arguments[2:]).dropped(mask, torch.float32)
@@ -327,7 +326,7 @@ def test_a_compiled_layer_takes_the_path_that_was_asked_for(monkeypatch):
     torch._dynamo.reset()
     drawn = []
     draw = launch.draw
-    monkeypatch.setattr(launch, "draw", lambda *arguments: drawn.append(arguments) or draw(*arguments))
+    monkeypatch.setattr(launch, "draw", lambda *given, **more: drawn.append(given) or draw(*given, **more))
     layer = DropBlock2d(3, keep_prob=0.5)
     function = torch.compile(layer, backend="aot_eager", fullgraph=True)
     x = torch.ones(4, 8, 12, 12, device=DEVICE, requires_grad=True)
@@ -370,6 +369,7 @@ def test_auto_takes_triton_for_cuda_tensors():
 
 
 @on_gpu
+@pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")  # it was made on the stream of the warm-up
 def test_a_cuda_graph_draws_fresh_masks_and_follows_a_schedule():
     x = torch.ones(64, 64, 28, 28, device="cuda", requires_grad=True)
     keep_prob = torch.tensor(0.9, dtype=torch.float64, device="cuda")
@@ -401,6 +401,7 @@ def test_a_cuda_graph_draws_fresh_masks_and_follows_a_schedule():
 
 
 @on_gpu
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")  # which PyTorch itself makes, to begin with
 @pytest.mark.parametrize("inserted", [False, True])
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_compiled_training_with_a_schedule(mode, inserted):
@@ -425,6 +426,7 @@ def test_compiled_training_with_a_schedule(mode, inserted):
 
 
 @on_gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("share_channels", [False, True])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_the_device_is_not_waited_for(memory_format, share_channels):
@@ -433,8 +435,10 @@ def test_the_device_is_not_waited_for(memory_format, share_channels):
     for backend in ("triton", "sparse"):
         with use_backend(backend):
             drop_block2d(x, 7, share_channels=share_channels).sum().backward()  # compiled before it is watched
-            torch.cuda.set_sync_debug_mode("error")
+            if backend == "triton":
+                drop_block2d(x, 7, keep_prob=keep_prob, share_channels=share_channels).sum().backward()
             try:
+                torch.cuda.set_sync_debug_mode("error")
                 drop_block2d(x, 7, share_channels=share_channels).sum().backward()
                 if backend == "triton":
                     drop_block2d(x, 7, keep_prob=keep_prob, share_channels=share_channels).sum().backward()

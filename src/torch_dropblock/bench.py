@@ -173,17 +173,22 @@ def take_turns(steps: dict[str, Callable[[], None]], rounds: int, device: str = 
 def _seconds(step: Callable[[], None], repeats: int, device: str) -> float:
     """How long a step takes on average: on a GPU from the start of its first kernel to the end of its last one.
 
-    The GPU is put to sleep first, so that the host, which launches the kernels, is ahead of it.
+    The GPU is put to sleep first, so that the host, which launches the kernels, is ahead of it; for longer where the
+    GPU woke before the host had launched the last one.
     """
     if torch.device(device).type == "cuda":
         with torch.cuda.device(device):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            torch.cuda._sleep(CYCLES_ASLEEP)  # type: ignore[no-untyped-call]
-            begin.record()
-            for _ in range(repeats):
-                step()
-            end.record()
-            end.synchronize()
+            for cycles in (CYCLES_ASLEEP << i for i in range(4)):
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+                torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
+                begin.record()
+                for _ in range(repeats):
+                    step()
+                asleep = not begin.query()  # type: ignore[no-untyped-call]
+                end.record()
+                end.synchronize()
+                if asleep:
+                    break
             return float(begin.elapsed_time(end)) / 1000 / repeats
 
     def wait() -> None:

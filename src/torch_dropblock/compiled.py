@@ -1,11 +1,11 @@
 """The layer inside `torch.compile`: drawing is an operator that the compiler does not look into, applying is not.
 
-    rng_seed, keep_prob ── draw ────> mask, scale ── where, * ──> output      fused with what is around it
-    rng_seed, keep_prob ── redraw ──> mask ───────── where, * ──> gradient    in the backward pass
+    rng_seed, keep_prob ── draw ────> mask, scale, density ── where, * ──> output      fused with what is around it
+    rng_seed, density ──── redraw ──> mask ────────────────── where, * ──> gradient    in the backward pass
 
-γ is solved inside the operators, from the value that `keep_prob` has when they run: a schedule changes data, and
-nothing is compiled again. Both are pure functions of the RNG seed, which is drawn in the graph by an operation that
-the compiler knows to be random, so it neither merges nor repeats it. They are two, so that it does not merge them
+The density of seeds is solved inside `draw`, from the value that `keep_prob` has when it runs: a schedule changes data,
+and nothing is compiled again. Both are pure functions of the RNG seed, which is drawn in the graph by an operation
+that the compiler knows to be random, so it neither merges nor repeats it. They are two, so that it does not merge them
 either and keep the mask for the backward pass.
 """
 
@@ -22,12 +22,14 @@ from torch import Tensor
 from . import backends, checks, drawing, sparse
 from .checks import Rate
 from .drawing import Blocks
-from .geometry import clamp
+from .geometry import clamp, gamma
 from .rng import draw_rng_seed
+from .triton_plan import mean_gap_of
 
+MASK, ALL = "Tensor", "(Tensor, Tensor, Tensor)"
 SIGNATURE = (
-    "(Tensor rng_seed, Tensor keep_prob, SymInt[] lead, SymInt[] size, SymInt[] block_size, str rate, "
-    "bool share_channels, bool channels_last, str backend='sparse')"
+    "(Tensor rng_seed, Tensor {}, SymInt[] lead, SymInt[] size, SymInt[] block_size, str rate, "
+    "bool share_channels, bool channels_last, str backend='sparse') -> {}"
 )
 
 
@@ -44,6 +46,11 @@ class Draw:
     backend: str = "sparse"
 
     @property
+    def nothing(self) -> bool:
+        """Whether the input has no elements."""
+        return 0 in (*self.lead, *self.size)
+
+    @property
     def own_lead(self) -> tuple[int, ...]:
         return (*self.lead[:-1], 1) if self.share_channels else tuple(self.lead)
 
@@ -57,35 +64,45 @@ class Draw:
         mask = sparse.empty_mask((*self.own_lead, *self.size), device, self.channels_last)
         return mask.view(torch.uint8)
 
-    def mask(self, rng_seed: Tensor, keep_prob: Tensor) -> tuple[Tensor, Tensor]:
-        """The mask and its scale."""
-        device = rng_seed.device
-        if 0 in (*self.lead, *self.size):
-            return self.empty_mask(device), torch.ones((), dtype=sparse.widest_float(device), device=device)
-        rate, shape = checks.rate(self.rate), (tuple(self.lead), tuple(self.size), tuple(self.block_size))
+    def empty(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """The mask, the scale and the density, without values."""
+        scale = torch.empty((), dtype=sparse.widest_float(device), device=device)
+        density = torch.empty(1, dtype=torch.float64, device=device if self.backend == "triton" else "cpu")
+        return self.empty_mask(device), scale, density
+
+    def density(self, keep_prob: Tensor, device: torch.device) -> Tensor:
+        """γ; for the GPU kernel -1 / log(1 - γ), solved where `keep_prob` is."""
+        rate, size = checks.rate(self.rate), tuple(self.size)
+        block = clamp(size, tuple(self.block_size))
+        kernel: Any = backends.triton_launch() if self.backend == "triton" else None
+        if kernel and keep_prob.device.type != "cpu":
+            gap: Tensor = kernel.mean_gap(keep_prob.to(device), size, block, rate)
+            return gap
+        number = gamma(size, block, checks.probability("keep_prob", keep_prob.squeeze()), rate)
+        if kernel:
+            return torch.full((1,), mean_gap_of(number), dtype=torch.float64, device=device)
+        return torch.tensor([number], dtype=torch.float64)
+
+    def mask(self, rng_seed: Tensor, density: Tensor, count: bool = False) -> tuple[Tensor, Tensor]:
+        """The mask; and its scale, which has a value if it is to `count`."""
+        lead, size, block_size = tuple(self.lead), tuple(self.size), tuple(self.block_size)
         if self.backend == "triton":
-            return self.packed(rng_seed, keep_prob, rate)
-        number = checks.probability("keep_prob", keep_prob.squeeze())
-        blocks = Blocks.of(*shape, number, rate, self.share_channels)
+            kernel: Any = backends.triton_launch()
+            # the density is on the device, so any number stands for it here
+            blocks = Blocks.of(lead, size, block_size, 0.5, "paper", self.share_channels)
+            drawn = kernel.draw(rng_seed, blocks, density, count=count)
+            words = kernel.channels_inside(drawn) if self.channels_last else drawn.words.view(torch.int32)
+            return words, drawn.scale
+        shared = (len(lead) - 1,) if self.share_channels else ()
+        blocks = Blocks(lead, size, clamp(size, block_size), density.item(), shared)
+        device = rng_seed.device
         if self.backend == "reference":
             dropped = ~backends.reference_kept(rng_seed, blocks)
             mask = sparse.empty_mask(tuple(dropped.shape), device, self.channels_last).copy_(dropped)
         else:
             mask = sparse.dropped_mask(drawing.draw_seeds(rng_seed, blocks), blocks, device, self.channels_last)
-        return mask.view(torch.uint8), sparse.scale_of(mask)
-
-    def packed(self, rng_seed: Tensor, keep_prob: Tensor, rate: Rate) -> tuple[Tensor, Tensor]:
-        """A bit for each unit, by the GPU kernel; a `keep_prob` on the device stays there."""
-        kernel: Any = backends.triton_launch()
-        lead, size, block = tuple(self.lead), tuple(self.size), clamp(tuple(self.size), tuple(self.block_size))
-        gap, number = None, 0.5
-        if keep_prob.device.type == "cpu":
-            number = checks.probability("keep_prob", keep_prob.squeeze())
-        else:
-            gap = kernel.mean_gap(keep_prob.to(rng_seed.device), size, block, rate)
-        drawn = kernel.draw(rng_seed, Blocks.of(lead, size, block, number, rate, self.share_channels), gap)
-        words = kernel.channels_inside(drawn) if self.channels_last else drawn.words.view(torch.int32)
-        return words, drawn.scale
+        scale = sparse.scale_of(mask) if count else self.empty(device)[1]
+        return mask.view(torch.uint8), scale
 
     def dropped(self, mask: Tensor, op: torch.dtype) -> Tensor:
         """The condition in the form that compiles best: on a CPU one read from bools is several times slower."""
@@ -99,26 +116,31 @@ class Draw:
         return bits.flatten(-2)[..., : self.lead[-1]].movedim(-1, len(self.lead) - 1) != 0
 
 
-@torch.library.custom_op("torch_dropblock::draw", mutates_args=(), schema=SIGNATURE + " -> (Tensor, Tensor)")
-def draw(rng_seed: Tensor, keep_prob: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """The mask, 1 where dropped and else 0, and the scale of what is kept, a tensor of no dimensions."""
-    return Draw(*arguments).mask(rng_seed, keep_prob)
+@torch.library.custom_op("torch_dropblock::draw", mutates_args=(), schema=SIGNATURE.format("keep_prob", ALL))
+def draw(rng_seed: Tensor, keep_prob: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The mask, 1 where dropped and else 0; the scale of what is kept; and the density that `redraw` wants."""
+    how = Draw(*arguments)
+    if how.nothing:
+        mask, scale, density = how.empty(rng_seed.device)
+        return mask, scale.fill_(1.0), density.fill_(0.0)
+    density = how.density(keep_prob, rng_seed.device)
+    return *how.mask(rng_seed, density, count=True), density
 
 
-@torch.library.custom_op("torch_dropblock::redraw", mutates_args=(), schema=SIGNATURE + " -> Tensor")
-def redraw(rng_seed: Tensor, keep_prob: Tensor, *arguments: Any) -> Tensor:
-    """The mask that `draw` made of the same arguments."""
-    return Draw(*arguments).mask(rng_seed, keep_prob)[0]
+@torch.library.custom_op("torch_dropblock::redraw", mutates_args=(), schema=SIGNATURE.format("density", MASK))
+def redraw(rng_seed: Tensor, density: Tensor, *arguments: Any) -> Tensor:
+    """The mask that `draw` made."""
+    how = Draw(*arguments)
+    return how.empty_mask(rng_seed.device) if how.nothing else how.mask(rng_seed, density)[0]
 
 
 @draw.register_fake
-def _(rng_seed: Tensor, keep_prob: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    scale = torch.empty((), dtype=sparse.widest_float(rng_seed.device), device=rng_seed.device)
-    return Draw(*arguments).empty_mask(rng_seed.device), scale
+def _(rng_seed: Tensor, keep_prob: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return Draw(*arguments).empty(rng_seed.device)
 
 
 @redraw.register_fake
-def _(rng_seed: Tensor, keep_prob: Tensor, *arguments: Any) -> Tensor:
+def _(rng_seed: Tensor, density: Tensor, *arguments: Any) -> Tensor:
     return Draw(*arguments).empty_mask(rng_seed.device)
 
 
@@ -139,15 +161,15 @@ class _Apply(torch.autograd.Function):
         ctx.options = rate, share_channels, _layout_of(input) and not packed_alike, backend
         ctx.block_size = block_size
         arguments = *_shape_of(input, block_size), *ctx.options
-        mask, scale = draw(rng_seed, keep_prob, *arguments)
-        ctx.save_for_backward(rng_seed, keep_prob, scale)
+        mask, scale, density = draw(rng_seed, keep_prob, *arguments)
+        ctx.save_for_backward(rng_seed, density, scale)
         return _scale_and_zero(input, mask, scale, Draw(*arguments))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rng_seed, keep_prob, scale = ctx.saved_tensors
+        rng_seed, density, scale = ctx.saved_tensors
         arguments = *_shape_of(grad, ctx.block_size), *ctx.options
-        mask = redraw(rng_seed, keep_prob, *arguments)
+        mask = redraw(rng_seed, density, *arguments)
         return _scale_and_zero(grad, mask, scale, Draw(*arguments)), None, None, None, None, None, None
 
 
@@ -174,7 +196,9 @@ def drop_block(
 def _scale_and_zero(input: Tensor, mask: Tensor, scale: Tensor, draw: Draw) -> Tensor:
     """`sparse.masked` for the compiler to look into."""
     op = torch.float64 if input.dtype == torch.float64 else torch.float32
-    return torch.where(draw.dropped(mask, op), 0.0, input.to(op) * scale.to(op)).to(input.dtype)
+    output = torch.where(draw.dropped(mask, op), 0.0, input.to(op) * scale.to(op))
+    # PyTorch 2.11 loses the gradient of a function whose last operation does nothing
+    return output if output.dtype == input.dtype else output.to(input.dtype)
 
 
 def _shape_of(input: Tensor, block_size: tuple[int, ...]) -> tuple[Sequence[int], Sequence[int], tuple[int, ...]]:

@@ -1,6 +1,6 @@
 """What runs on a GPU, in Triton: draw the seeds, grow them to blocks, apply the mask.
 
-    rng_seed ── draw_rows ──> first rows of blocks ── grow ──> mask, count ── apply_flat, apply_tiles ──> output
+    rng_seed ── draw ──> mask, scale ── apply_flat, apply_tiles ──> output
 
 docs/kernel.md has the formula, the layout of the mask and how its random numbers are made; `triton_launch.py` launches.
 """
@@ -39,90 +39,13 @@ def _exponential(word):
 
 @triton.jit
 def _divided(number, reciprocal):
-    """Number over divisor, rounded down, for 0 <= number < 2^31 and `triton_launch.reciprocal(divisor)`.
+    """Number over divisor, rounded down, for 0 <= number < 2^31 and `triton_plan.reciprocal(divisor)`.
 
     A division by what is not known when the code is compiled takes many times as long.
     """
-    product = number.to(tl.uint32, bitcast=True).to(tl.uint64) * reciprocal.to(tl.uint32).to(tl.uint64)
-    return (product >> (reciprocal >> 32).to(tl.uint64)).to(tl.int32)
-
-
-@triton.jit(
-    do_not_specialize=[
-        "gap_high", "gap_low", "positions", "stream_length", "plane_positions", "valid_rows", "valid_columns",
-        "by_plane", "by_rows", "by_columns", "plane_units", "area", "row", "run", "run_words",
-    ]
-)  # fmt: skip
-def draw_rows(
-    words,
-    corners,
-    rng_seed,
-    gap,
-    gap_high,
-    gap_low,
-    positions,
-    stream_length,
-    plane_positions,
-    valid_rows,
-    valid_columns,
-    by_plane,
-    by_rows,
-    by_columns,
-    plane_units,
-    area,
-    row,
-    run,
-    run_words,
-    GAP_IN_MEMORY: tl.constexpr,
-    NOTE_CORNERS: tl.constexpr,
-    LANES: tl.constexpr,
-):
-    """Set the bits of the first row of units of each block.
-
-    A lane walks one stream: `stream_length` consecutive seed positions, of all planes in a row. Its i-th gap is made
-    of the i-th block of Philox 4×32-10 with the RNG seed as key and the stream's number as counter.
-    """
-    seed = tl.load(rng_seed)
-    if GAP_IN_MEMORY:
-        mean_gap = tl.load(gap)
-    else:
-        mean_gap = tl.zeros((LANES,), tl.float64) + gap_high + gap_low
-    stream = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
-    first = stream * stream_length
-    length = tl.minimum(tl.maximum(positions - first, 0), stream_length).to(tl.int32)
-    plane = first // plane_positions
-    place = (first - plane * plane_positions).to(tl.int32)
-    stream_low = stream.to(tl.int32)
-    stream_high = (stream >> 32).to(tl.int32)
-    longest = tl.zeros((LANES,), tl.float64) + stream_length
-    one = tl.full((LANES,), 1, tl.int64)
-    zero = tl.zeros((LANES,), tl.int32)
-    number = tl.zeros((LANES,), tl.int32)
-    at = tl.full((LANES,), -1, tl.int32)
-    inside = at < length
-    while tl.max(inside.to(tl.int32), axis=0) > 0:
-        r0, r1, _, _ = tl.philox(seed, stream_low, stream_high, number, zero)
-        word = (r0.to(tl.uint64) << 32) | r1.to(tl.uint64)
-        number += 1
-        at = tl.minimum(at + 1 + tl.minimum(_exponential(word) * mean_gap, longest).to(tl.int32), length)
-        inside = at < length
-        # from the number of a position to the number of a unit
-        rest = place + at
-        planes = _divided(rest, by_plane)
-        rest -= planes * plane_positions
-        line = _divided(rest, by_columns)
-        column = rest - line * valid_columns
-        layer = _divided(line, by_rows)
-        line -= layer * valid_rows
-        unit = (plane + planes) * plane_units + (layer * area + line * row + column)
-        bit = (unit & 31).to(tl.int32)
-        if NOTE_CORNERS:
-            tl.atomic_or(corners + (unit >> 5), (one << bit.to(tl.int64)).to(tl.int32), mask=inside, sem="relaxed")
-        for i in range(run_words):
-            begin = tl.maximum(bit - 32 * i, 0)
-            end = tl.minimum(bit + run - 32 * i, 32)
-            ones = ((one << tl.maximum(end, begin).to(tl.int64)) - (one << begin.to(tl.int64))).to(tl.int32)
-            tl.atomic_or(words + (unit >> 5) + i, ones, mask=inside & (end > begin), sem="relaxed")
+    doubled = number.to(tl.uint32, bitcast=True) * 2
+    shift = ((reciprocal >> 32) - 1).to(tl.uint32)
+    return (tl.umulhi(doubled, reciprocal.to(tl.uint32)) >> shift).to(tl.int32)
 
 
 @triton.jit
@@ -135,73 +58,229 @@ def _ones(word):
 
 
 @triton.jit
-def _grown(source, start, length, stride, step, last, shifts, AT_AN_END: tl.constexpr, WORDS: tl.constexpr):
-    index = tl.arange(0, WORDS)
-    total = tl.zeros((WORDS,), tl.uint64)
-    for i in range(shifts):
-        shift = tl.minimum(i * step, last).to(tl.int64) * stride
-        bits = (shift & 63).to(tl.uint64)
-        at = start - (shift >> 6)
-        if AT_AN_END:
-            inside = index < length - start
-            upper = tl.load(source + at + index, mask=inside & (at + index >= 0), other=0)
-            lower = tl.load(source + at - 1 + index, mask=inside & (at + index >= 1), other=0)
-        else:
-            upper = tl.load(source + at + index)
-            lower = tl.load(source + at - 1 + index)
-        # a shift by 64 would be undefined
-        total |= (upper.to(tl.uint64, bitcast=True) << bits) | ((lower.to(tl.uint64, bitcast=True) >> 1) >> (63 - bits))
-    return total
+def _quotient(number, divisor, inverse):
+    """Number over divisor, rounded down, for 0 <= number < 2^53 and the bits of 1 / divisor in float64."""
+    quotient = (number.to(tl.float64) * inverse.to(tl.float64, bitcast=True)).to(tl.int64)
+    rest = number - quotient * divisor
+    return quotient + (rest >= divisor).to(tl.int64) - (rest < 0).to(tl.int64)
 
 
-@triton.jit(do_not_specialize=["length", "units", "stride", "step", "last", "shifts"])
-def grow(
-    source,
-    target,
+@triton.jit
+def _corners_before(
+    unit, plane_units, by_units, plane_positions, area, by_area, row, by_row, valid_rows, valid_columns
+):
+    """How many seed positions there are before a unit."""
+    plane = _quotient(unit, plane_units, by_units)
+    rest = (unit - plane * plane_units).to(tl.int32)
+    layer = _divided(rest, by_area)
+    rest -= layer * area
+    line = _divided(rest, by_row)
+    column = tl.minimum(rest - line * row, valid_columns)
+    of_layer = tl.minimum(line * valid_columns + column, valid_rows * valid_columns)
+    return plane * plane_positions + tl.minimum(layer * (valid_rows * valid_columns) + of_layer, plane_positions)
+
+
+@triton.jit
+def _shifted(upper, lower, shift):
+    """The upper of two neighbouring words after a shift of both by `shift` modulo 64."""
+    left = (shift & 63).to(tl.uint64)
+    # a shift by 64 would be undefined
+    return (upper << left) | ((lower >> 1) >> (63 - left))
+
+
+@triton.jit
+def _grown(word, extent, stride, CHUNK: tl.constexpr):
+    """Set every bit that is 0 to extent - 1 strides behind one that is set, in steps that double.
+
+    The first word is 0, and stands for those that are before it.
+    """
+    index = tl.arange(0, CHUNK)
+    done = 1
+    while done < extent:
+        step = tl.minimum(done, extent - done)
+        at = tl.maximum(index - (step * stride >> 6), 0)
+        lower = tl.gather(word, tl.maximum(at - 1, 0), 0)
+        word |= _shifted(tl.gather(word, at, 0), lower, step * stride)
+        done += step
+    return word
+
+
+@triton.jit
+def _grow(bits, extent, stride, chunks, CHUNK: tl.constexpr):
+    """The same in memory, chunk by chunk, from the last one to the first."""
+    index = tl.arange(0, CHUNK)
+    done = 1
+    while done < extent:
+        step = tl.minimum(done, extent - done)
+        for i in range(chunks):
+            to = (chunks - 1 - i) * CHUNK + index
+            at = to - (step * stride >> 6)
+            tl.debug_barrier()
+            word = tl.load(bits + to)
+            upper = tl.load(bits + at, mask=at >= 0, other=0).to(tl.uint64, bitcast=True)
+            lower = tl.load(bits + at - 1, mask=at >= 1, other=0).to(tl.uint64, bitcast=True)
+            tl.debug_barrier()
+            tl.store(bits + to, word | _shifted(upper, lower, step * stride).to(tl.int64, bitcast=True))
+        done += step
+
+
+@triton.jit(
+    do_not_specialize=[
+        "gap_high", "gap_low", "length", "units", "halo", "own", "chunks", "positions", "stream_length",
+        "plane_positions", "valid_rows", "valid_columns", "by_plane", "by_rows", "by_columns", "plane_units", "area",
+        "row", "by_units", "by_length", "by_positions", "by_area", "by_row", "layers", "rows", "run",
+    ]
+)  # fmt: skip
+def draw(
+    words,
+    corners,
+    scratch,
     counted,
     scale,
+    rng_seed,
+    gap,
+    gap_high,
+    gap_low,
     length,
     units,
-    stride,
-    step,
-    last,
-    shifts,
+    halo,
+    own,
+    chunks,
+    positions,
+    stream_length,
+    plane_positions,
+    valid_rows,
+    valid_columns,
+    by_plane,
+    by_rows,
+    by_columns,
+    plane_units,
+    area,
+    row,
+    by_units,
+    by_length,
+    by_positions,
+    by_area,
+    by_row,
+    layers,
+    rows,
+    run,
+    GAP_IN_MEMORY: tl.constexpr,
+    NOTE_CORNERS: tl.constexpr,
     COUNT: tl.constexpr,
-    WORDS: tl.constexpr,
+    ONE_CHUNK: tl.constexpr,
+    UNIT: tl.constexpr,
+    STREAMS: tl.constexpr,
+    DRAWS: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
-    """Shift a string of bits by min(i * step, last) * stride for each i < shifts, and take every bit set in any.
+    """Draw `own` words of the mask, in memory of the program's own, with a `halo` of words whose blocks reach in.
 
-    Blocks lie whole inside their map, so no bit is shifted over the end of a row or of a plane. The program that is
-    the last to count, whichever that is, stores the scale: units over units kept. Where all are dropped it is finite,
-    and no unit is multiplied by it.
+    `stream_length` consecutive seed positions, of all planes in a row, are a stream. The i-th gap in it is made of the
+    i-th block of Philox 4x32-10 with the RNG seed as key and the stream's number as counter. A corner sets the bits of
+    the first row of its block (`run`), and `_grow` makes the other `rows` and `layers`. Blocks lie whole inside their
+    map, so no bit is shifted over the end of a row or of a plane. The program that is the last to count, whichever
+    that is, stores the scale: units over units kept. Where all are dropped it is finite, and no unit is multiplied.
     """
-    start = tl.program_id(0).to(tl.int64) * WORDS
-    index = tl.arange(0, WORDS)
-    if (start > (last.to(tl.int64) * stride >> 6)) & (start + WORDS <= length):
-        total = _grown(source, start, length, stride, step, last, shifts, False, WORDS)
+    program = tl.program_id(0).to(tl.int64)
+    base = program * own - halo
+    span = chunks * CHUNK
+    bits = scratch + program * span
+    index = tl.arange(0, CHUNK)
+    for i in range(chunks):
+        tl.store(bits + i * CHUNK + index, tl.zeros((CHUNK,), tl.int64))
+    tl.debug_barrier()
+
+    low = tl.maximum(base * 64 - (run - 1), 0)
+    high = tl.minimum((base + span) * 64, units.to(tl.int64))
+    low = _corners_before(
+        low, plane_units, by_units, plane_positions, area, by_area, row, by_row, valid_rows, valid_columns
+    )
+    high = _corners_before(
+        high, plane_units, by_units, plane_positions, area, by_area, row, by_row, valid_rows, valid_columns
+    )
+    first_stream = _quotient(low, stream_length, by_length)
+    streams = (_quotient(high + stream_length - 1, stream_length, by_length) - first_stream).to(tl.int32)
+    start = first_stream * stream_length
+    plane = _quotient(start, plane_positions, by_positions)
+    place = (start - plane * plane_positions).to(tl.int32)
+    origin = (plane * plane_units - base * 64).to(UNIT)
+
+    seed = tl.load(rng_seed)
+    if GAP_IN_MEMORY:
+        mean_gap = tl.load(gap)
     else:
-        total = _grown(source, start, length, stride, step, last, shifts, True, WORDS)
-    tl.store(target + start + index, total.to(tl.int64, bitcast=True), mask=index < length - start)
+        mean_gap = tl.zeros((1, 1), tl.float64) + gap_high + gap_low
+    longest = stream_length.to(tl.float64)
+    halves = bits.to(tl.pointer_type(tl.int32))
+    all_ones = tl.full((STREAMS, DRAWS), 0xFFFFFFFF, tl.uint32)
+    zero = tl.zeros((STREAMS, DRAWS), tl.int32)
+    turn = zero + tl.arange(0, DRAWS)[None, :]
+    for group in range(0, streams, STREAMS):
+        which = group + tl.arange(0, STREAMS)[:, None]
+        stream = first_stream + which
+        stream_low = stream.to(tl.int32) + zero
+        stream_high = (stream >> 32).to(tl.int32) + zero
+        end = tl.minimum(tl.maximum(positions - stream * stream_length, 0), stream_length).to(tl.int32)
+        end = tl.where(which < streams, end, 0)
+        at = tl.where(end > 0, -1, 0)
+        number = turn
+        while tl.max(tl.max((at < end).to(tl.int32), axis=1), axis=0) > 0:
+            r0, r1, _, _ = tl.philox(seed, stream_low, stream_high, number, zero)
+            word = (r0.to(tl.uint64) << 32) | r1.to(tl.uint64)
+            number += DRAWS
+            gaps = tl.minimum(_exponential(word) * mean_gap, longest).to(tl.int32) + 1
+            here = at + tl.cumsum(gaps, axis=1)
+            inside = here < end
+            at += tl.sum(gaps, axis=1)[:, None]
+            # from the number of a position to the number of a unit, counted from the first bit
+            rest = place + which * stream_length + here
+            planes = _divided(rest, by_plane)
+            rest -= planes * plane_positions
+            line = _divided(rest, by_columns)
+            column = rest - line * valid_columns
+            layer = _divided(line, by_rows)
+            line -= layer * valid_rows
+            unit = origin + planes.to(UNIT) * plane_units.to(UNIT) + (layer * area + line * row + column)
+            bit = (unit & 31).to(tl.int32)
+            if NOTE_CORNERS:
+                corner = tl.full((STREAMS, DRAWS), 1, tl.int32) << bit
+                where = corners.to(tl.pointer_type(tl.int32)) + ((unit + base * 64) >> 5)
+                tl.atomic_or(where, corner, mask=inside, sem="relaxed")
+            for i in range((31 + run + 31) // 32):
+                begin = tl.maximum(bit - 32 * i, 0)
+                bits_here = tl.minimum(bit + run - 32 * i, 32) - begin
+                ones = (all_ones >> (32 - tl.maximum(bits_here, 1)).to(tl.uint32)) << tl.minimum(begin, 31).to(
+                    tl.uint32
+                )
+                half = (unit >> 5) + i
+                here_too = inside & (bits_here > 0) & (half >= 2) & (half < 2 * span)
+                tl.atomic_or(halves + half, ones.to(tl.int32, bitcast=True), mask=here_too, sem="relaxed")
+
+    if not ONE_CHUNK:
+        _grow(bits, rows, row, chunks, CHUNK)
+        _grow(bits, layers, area, chunks, CHUNK)
+    tl.debug_barrier()
+    dropped = tl.zeros((CHUNK,), tl.int32)
+    for i in range(chunks):
+        at = i * CHUNK + index
+        word = tl.load(bits + at).to(tl.uint64, bitcast=True)
+        if ONE_CHUNK:
+            word = _grown(_grown(word, rows, row, CHUNK), layers, area, CHUNK)
+        mine = (at >= halo) & (base + at < length)
+        tl.store(words + base + at, word.to(tl.int64, bitcast=True), mask=mine)
+        if COUNT:
+            dropped += tl.where(mine, _ones(word), 0)
     if COUNT:
-        dropped = tl.sum(_ones(total), axis=0).to(tl.int64)
-        before = tl.atomic_add(counted, dropped + ONE_PROGRAM, sem="relaxed")
+        sum = tl.sum(dropped, axis=0).to(tl.int64)
+        before = tl.atomic_add(counted, sum + ONE_PROGRAM, sem="relaxed")
         if (before >> 40) == tl.num_programs(0) - 1:
-            kept = units - (before & (ONE_PROGRAM - 1)) - dropped
+            kept = units - (before & (ONE_PROGRAM - 1)) - sum
             tl.store(scale, units.to(tl.float64) / tl.maximum(kept, 1).to(tl.float64))
 
 
 @triton.jit
-def _apply_eights(
-    input,
-    output,
-    mask,
-    scale,
-    elements,
-    OP: tl.constexpr,
-    EIGHTS: tl.constexpr,
-    POLICY: tl.constexpr,
-    RAGGED: tl.constexpr,
-):
+def _apply_eights(input, output, mask, scale, elements, OP: tl.constexpr, EIGHTS: tl.constexpr, RAGGED: tl.constexpr):
     eight = tl.arange(0, EIGHTS)
     inner = tl.arange(0, 8)
     start = tl.program_id(0).to(tl.int64) * (EIGHTS * 8)
@@ -210,34 +289,34 @@ def _apply_eights(
     input += start
     output += start
     if RAGGED:
-        value = tl.load(input + offset, mask=offset < elements - start, other=0.0, eviction_policy=POLICY)
+        value = tl.load(input + offset, mask=offset < elements - start, other=0.0)
         byte = tl.load(mask + eight, mask=eight * 8 < elements - start, other=0)
     else:
-        value = tl.load(input + offset, eviction_policy=POLICY)
+        value = tl.load(input + offset)
         byte = tl.load(mask + eight)
     dropped = (byte.to(tl.int32)[:, None] >> inner[None, :]) & 1
     scaled = (value.to(OP) * tl.load(scale).to(OP)).to(output.dtype.element_ty)
     result = tl.where(dropped == 0, scaled, tl.zeros_like(scaled))
     if RAGGED:
-        tl.store(output + offset, result, mask=offset < elements - start, eviction_policy=POLICY)
+        tl.store(output + offset, result, mask=offset < elements - start)
     else:
-        tl.store(output + offset, result, eviction_policy=POLICY)
+        tl.store(output + offset, result)
 
 
 @triton.jit
-def apply_flat(input, output, mask, scale, elements, OP: tl.constexpr, EIGHTS: tl.constexpr, POLICY: tl.constexpr):
+def apply_flat(input, output, mask, scale, elements, OP: tl.constexpr, EIGHTS: tl.constexpr):
     """Elements in the order of the bits of the mask, eight to a byte."""
     if (tl.program_id(0).to(tl.int64) + 1) * (EIGHTS * 8) <= elements:
-        _apply_eights(input, output, mask, scale, elements, OP, EIGHTS, POLICY, False)
+        _apply_eights(input, output, mask, scale, elements, OP, EIGHTS, False)
     else:
-        _apply_eights(input, output, mask, scale, elements, OP, EIGHTS, POLICY, True)
+        _apply_eights(input, output, mask, scale, elements, OP, EIGHTS, True)
 
 
 @triton.jit
 def _window(mask, bit, words, inside):
     """The 32 bits of the mask from `bit` on."""
     at = bit >> 5
-    lower = tl.load(mask + at, mask=inside, other=0).to(tl.uint32, bitcast=True).to(tl.uint64)
+    lower = tl.load(mask + at, mask=inside & (at < words), other=0).to(tl.uint32, bitcast=True).to(tl.uint64)
     upper = tl.load(mask + at + 1, mask=inside & (at + 1 < words), other=0).to(tl.uint32, bitcast=True).to(tl.uint64)
     return ((lower | (upper << 32)) >> (bit & 31).to(tl.uint64)).to(tl.uint32)
 
@@ -263,7 +342,6 @@ def apply_tiles(
     output_unit,
     OP: tl.constexpr,
     CHANNELS: tl.constexpr,
-    POLICY: tl.constexpr,
 ):
     """Tiles of 32 units by CHANNELS channels of one sample, in any strides: a channel's bits are one window."""
     program = tl.program_id(0).to(tl.int64)
@@ -274,34 +352,64 @@ def apply_tiles(
     channel = (tile - row * columns_of_tiles) * CHANNELS + tl.arange(0, CHANNELS).to(tl.int64)
     inside = (unit < size)[:, None] & (channel < channels)[None, :]
     where = sample * input_sample + unit[:, None] * input_unit + channel[None, :] * input_channel
-    value = tl.load(input + where, mask=inside, other=0.0, eviction_policy=POLICY)
+    value = tl.load(input + where, mask=inside, other=0.0)
     window = _window(mask, sample * sample_bits + row * 32 + channel * channel_bits, words, channel < channels)
     dropped = (window[None, :] >> tl.arange(0, 32).to(tl.uint32)[:, None]) & 1
     scaled = (value.to(OP) * tl.load(scale).to(OP)).to(output.dtype.element_ty)
     where = sample * output_sample + unit[:, None] * output_unit + channel[None, :] * output_channel
-    result = tl.where(dropped == 0, scaled, tl.zeros_like(scaled))
-    tl.store(output + where, result, mask=inside, eviction_policy=POLICY)
+    tl.store(output + where, tl.where(dropped == 0, scaled, tl.zeros_like(scaled)), mask=inside)
 
 
-@triton.jit(do_not_specialize=["words", "size", "channels", "rows", "columns"])
-def channels_inside(mask, target, words, size, channels, rows, columns):
-    """Turn the mask of planes into one whose words hold 32 channels of one unit each."""
-    program = tl.program_id(0).to(tl.int64)
-    column = program % columns
-    row = (program // columns) % rows
-    sample = program // columns // rows
-    unit = row * 32 + tl.arange(0, 32).to(tl.int64)
-    inner = tl.arange(0, 32).to(tl.int64)
-    channel = column * 32 + inner
-    window = _window(mask, (sample * channels + channel) * size + row * 32, words, channel < channels)
-    bits = (window[None, :] >> tl.arange(0, 32).to(tl.uint32)[:, None]) & 1
-    word = tl.sum(bits.to(tl.int64) << inner[None, :], axis=1).to(tl.int32)
-    tl.store(target + (sample * size + unit) * columns + column, word, mask=unit < size)
+@triton.jit(do_not_specialize=["words", "groups", "size", "channels", "rows", "columns"])
+def channels_inside(
+    mask,
+    target,
+    words,
+    groups,
+    size,
+    channels,
+    rows,
+    columns,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TASKS: tl.constexpr,
+):
+    """Turn the mask of planes into one whose words hold 32 channels of one unit each: 32 by 32 bits are a task.
+
+    Neighbours are ROWS by COLUMNS tasks of one sample: of as many as lie in a line of the cache before and after.
+    """
+    task = tl.program_id(0).to(tl.int64) * TASKS + tl.arange(0, TASKS).to(tl.int64)
+    group = task // (ROWS * COLUMNS)
+    across = (columns + COLUMNS - 1) // COLUMNS
+    down = (rows + ROWS - 1) // ROWS
+    line = group // across
+    sample = line // down
+    column = (group - line * across) * COLUMNS + task % COLUMNS
+    row = (line - sample * down) * ROWS + task // COLUMNS % ROWS
+    inside = (group < groups) & (column < columns)
+    inner = tl.arange(0, 32)
+    channel = column[None, :] * 32 + inner[:, None]
+    bit = (sample[None, :] * channels + channel) * size + row[None, :] * 32
+    window = _window(mask, bit, words, inside[None, :] & (channel < channels)).to(tl.int32, bitcast=True)
+    for i in tl.static_range(32):
+        word = tl.sum(((window >> i) & 1) << inner[:, None], axis=0)
+        unit = row * 32 + i
+        tl.store(target + (sample * size + unit) * columns + column, word, mask=inside & (unit < size))
+
+
+@triton.jit
+def _moment(size, block, most, POWER: tl.constexpr):
+    """The mean, over the units along an axis, of the number of blocks that cover a unit, or of its square."""
+    t = most.to(tl.float64)
+    s = size.to(tl.float64)
+    if POWER == 1:
+        return block.to(tl.float64) * (s - block.to(tl.float64) + 1) / s
+    return ((t - 1) * t * (2 * t - 1) / 3 + (s - 2 * t + 2) * t * t) / s
 
 
 @triton.jit(do_not_specialize=["s0", "s1", "s2", "b0", "b1", "b2"])
 def solve(keep_prob, gap, s0, s1, s2, b0, b1, b2, PAPER: tl.constexpr, LANES: tl.constexpr):
-    """`geometry.gamma` on the device, as the mean gap -1 / log(1 - γ): see there."""
+    """`geometry.gamma` on the device, by Newton's method, as the mean gap -1 / log(1 - γ): see there."""
     keep = tl.minimum(tl.maximum(tl.load(keep_prob).to(tl.float64), 0.0), 1.0)
     units = s0.to(tl.float64) * s1.to(tl.float64) * s2.to(tl.float64)
     v0 = s0 - b0 + 1
@@ -318,10 +426,15 @@ def solve(keep_prob, gap, s0, s1, s2, b0, b1, b2, PAPER: tl.constexpr, LANES: tl
         combinations = t0 * t1 * t2
         solvable = tl.maximum(keep, 1e-200)
         goal = tl.where(keep > 0.5, -_minus_log1m(1.0 - keep), tl.log(solvable))
-        rate = keep * 0.0
+        # that of a normal distribution of the numbers n, or the first of Newton's steps from 0
+        mean = _moment(s0, b0, t0, 1) * _moment(s1, b1, t1, 1) * _moment(s2, b2, t2, 1)
+        variance = _moment(s0, b0, t0, 2) * _moment(s1, b1, t1, 2) * _moment(s2, b2, t2, 2) - mean * mean
+        rate = -2.0 * goal / (mean + tl.sqrt(tl.maximum(mean * mean + 2.0 * variance * goal, 0.0)))
+        rate = tl.where(mean * mean + 2.0 * variance * goal > 0.0, rate, -goal / mean)
         step = tl.where(keep < 1e-200, 0.0, rate + 1.0)
         turn = 0
-        while (step > 1e-9 * rate) & (turn < 100):
+        # an error is squared by the next step
+        while (tl.abs(step) > 1e-6 * rate) & (turn < 100):
             kept_of = tl.zeros((LANES,), tl.float64)
             dropped_of = tl.zeros((LANES,), tl.float64)
             slope_of = tl.zeros((LANES,), tl.float64)

@@ -1,0 +1,65 @@
+"""The numbers of the kernel that draws; what they lead to is tested with the kernel."""
+
+import math
+import struct
+
+import pytest
+
+from torch_dropblock import geometry, triton_plan
+from torch_dropblock.drawing import Blocks
+
+
+def test_a_division_is_a_multiplication():
+    numbers = [0, 1, 2, 1000, 2**30, 2**30 + 2**16, 2**31 - 1]
+    for divisor in [*range(1, 300), 2**16 + 1, 2**29 - 1, 2**29, 2**30 - 1]:
+        packed = triton_plan.reciprocal(divisor)
+        assert 2**32 < packed < 2**63, "an int64 to Triton, whatever the divisor"
+        shift, factor = (packed >> 32) - 1, packed & 0xFFFFFFFF
+        near = [k * divisor + d for k in (1, 2, 2**31 // divisor - 1) for d in (-1, 0, 1)]
+        for number in filter(lambda n: 0 <= n < 2**31, numbers + near):
+            assert 2 * number * factor >> 32 >> shift == number // divisor
+
+
+def test_the_length_of_a_stream_is_that_of_24_seeds():
+    for size, block in [((28, 28), (7, 7)), ((7, 7), (7, 7)), ((64, 64), (3, 3)), ((6, 8, 7), (3, 3, 3))]:
+        gamma = geometry.gamma(size, block, 0.9, "exact")
+        assert 20 < triton_plan.stream_length(Blocks((1,), size, block, gamma)) * gamma < 30
+    assert triton_plan.stream_length(Blocks((1,), (1 << 20,), (1,), 0.1)) <= 1 << 16
+
+
+@pytest.mark.parametrize("words", [64, 1024])
+@pytest.mark.parametrize(
+    ("size", "block"),
+    [((28, 28), (7, 7)), ((100,), (9,)), ((9, 8, 7), (9, 1, 7)), ((1, 1), (1, 1)), ((900, 900), (300, 3))],
+)
+def test_the_programs_share_out_all_words_and_see_far_enough_back(size, block, words):
+    for planes in (1, 7, 1000):
+        blocks = Blocks((planes,), size, block, 0.01)
+        plan = triton_plan.plan_of(blocks, words)
+        _, _, length, units, halo, own, chunks, *_ = plan.numbers
+        assert 64 * (length - 1) < units <= 64 * length
+        assert plan.programs * own >= length > (plan.programs - 1) * own
+        assert own + halo == chunks * plan.chunk == plan.scratch // plan.programs
+        reach = sum((b - 1) * math.prod(size[i + 1 :]) for i, b in enumerate(block[:-1]))
+        assert 64 * (halo - 1) >= reach
+        assert own >= 3 * halo
+        assert plan.one_chunk == (chunks == 1)
+        assert triton_plan.plan_of(blocks, words) is plan
+
+
+def test_units_are_counted_in_64_bits_where_a_stream_goes_that_far():
+    assert not triton_plan.plan_of(Blocks((64, 256), (28, 28), (7, 7), 0.01), 1024).wide
+    assert triton_plan.plan_of(Blocks((300,), (512, 512, 512), (512, 512, 512), 0.01), 1024).wide
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1e-300, 1e-12, 0.003, 0.5, 1 - 1e-12, 1.0])
+def test_the_mean_gap_in_two_numbers(gamma):
+    two = triton_plan.gap_in_two(gamma)
+    assert all(number == struct.unpack("f", struct.pack("f", number))[0] for number in two)
+    expected = 0.0 if gamma == 1.0 else min(-1 / math.log1p(-gamma), 1e30) if gamma else 1e30
+    assert triton_plan.mean_gap_of(gamma) == pytest.approx(expected, rel=2**-44)
+
+
+def test_inverses_are_bits():
+    for divisor in (1, 3, 49, 2**30):
+        assert struct.unpack("d", struct.pack("q", triton_plan.inverse(divisor))) == (1 / divisor,)
