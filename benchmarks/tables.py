@@ -25,6 +25,8 @@ from rates import between_markers
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+# A GPU takes the same time each round; one whose rounds spread over more of the median has waited for the host.
+LATE = 0.05
 Row = dict[str, Any]
 
 
@@ -46,8 +48,8 @@ def machine(row: Row) -> str:
     return ", ".join(f"{name} {row[name]}" for name in names if name in row)
 
 
-def layer_table(rows: list[Row]) -> str:
-    """One line a case."""
+def layer_table(rows: list[Row], form: str = ".1f", marks: bool = False) -> str:
+    """One line a case; with `marks`, those that the host was too late for have one."""
     names = list(dict.fromkeys(row["contender"] for row in rows))
     lines = [
         f"| {' | '.join(['', 'x * c, ms', *names[1:]])} |",
@@ -60,7 +62,11 @@ def layer_table(rows: list[Row]) -> str:
         for shape in shapes:
             of_case = [row for row in of_kind if tuple(row["shape"]) == shape]
             product = [row["median_us"] / 1000 for row in of_case if row["contender"] == names[0]]
-            ratios = [cell([row["ratio"] for row in of_case if row["contender"] == name], ".1f") for name in names[1:]]
+            ratios = []
+            for name in names[1:]:
+                of_name = [row for row in of_case if row["contender"] == name]
+                late = marks and any(row["spread"] > LATE for row in of_name)
+                ratios.append(cell([row["ratio"] for row in of_name], form) + (" †" if late else ""))
             label = f"{'×'.join(map(str, shape))}, {', '.join(kind)}"
             lines.append(f"| {' | '.join([label, cell(product, '.2f'), *ratios])} |")
     return "\n".join(lines)
@@ -71,7 +77,8 @@ def step_table(rows: list[Row]) -> str:
     for name in dict.fromkeys(row["layer"] for row in rows):
         of_layer = [row for row in rows if row["layer"] == name]
         step = cell([1000 * row["median_s"] for row in of_layer], ".0f")
-        added = cell([100 * row["added"] for row in of_layer], "+.1f")
+        late = of_layer[0].get("peak_bytes") is not None and any(row["spread"] > LATE for row in of_layer)
+        added = cell([100 * row["added"] for row in of_layer], "+.1f") + (" †" if late else "")
         lines.append(f"| {name} | {step} | {added} |")
     return "\n".join(lines)
 
@@ -89,9 +96,9 @@ def summary_table(rows: list[Row]) -> str:
 
 
 def gpu_tables() -> str:
-    """What `benchmarks/gpu.py` measured; the page's own sentence that nothing was is for a hand to take out."""
+    """What `benchmarks/gpu.py` measured."""
     layers, steps = rows_of("layer-gpu"), rows_of("resnet50-gpu")
-    parts = [layer_table(layers), f"{machine(layers[0])}; {layers[0]['rounds']} rounds a run."]
+    parts = [layer_table(layers, ".2f", marks=True), f"{machine(layers[0])}; {layers[0]['rounds']} rounds a run."]
     for compiled in (False, True):
         of_mode = [row for row in steps if row["compiled"] == compiled]
         if of_mode:

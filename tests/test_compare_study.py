@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +52,16 @@ def test_all_runs_are_made_and_told(whole):
     assert list(results(path)) == heard.ended == [(row, seed) for row, seed, _ in heard.started] == ALL
     assert heard.steps == study(path, [NAMES], 2).steps_of_a_run * 4 == 4 * 2 * 3
     assert not (path / "unfinished").exists()
+
+
+def test_the_machine_is_that_of_the_trainer(tmp_path, monkeypatch):
+    """Lightning moves a network back to the CPU when it has trained it."""
+    monkeypatch.setattr("torch_dropblock.compare.study.machine", lambda device: {"processor": device})
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda:3")), world_size=1)
+    run = SimpleNamespace(
+        row=Row("baseline"), seed=0, curves={}, step_seconds=[1.0], seconds=1.0, device=torch.device("cpu")
+    )
+    assert study(tmp_path)._result(run, trainer)["machine"]["processor"] == "cuda:3"
 
 
 def test_a_line_says_how_the_run_went(whole):

@@ -12,7 +12,7 @@ either and keep the mask for the backward pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,9 +116,7 @@ class Draw:
         return bits.flatten(-2)[..., : self.lead[-1]].movedim(-1, len(self.lead) - 1) != 0
 
 
-@torch.library.custom_op("torch_dropblock::draw", mutates_args=(), schema=SIGNATURE.format("keep_prob", ALL))
-def draw(rng_seed: Tensor, keep_prob: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The mask, 1 where dropped and else 0; the scale of what is kept; and the density that `redraw` wants."""
+def _draw(rng_seed: Tensor, keep_prob: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     how = Draw(*arguments)
     if how.nothing:
         mask, scale, density = how.empty(rng_seed.device)
@@ -127,21 +125,32 @@ def draw(rng_seed: Tensor, keep_prob: Tensor, *arguments: Any) -> tuple[Tensor, 
     return *how.mask(rng_seed, density, count=True), density
 
 
-@torch.library.custom_op("torch_dropblock::redraw", mutates_args=(), schema=SIGNATURE.format("density", MASK))
-def redraw(rng_seed: Tensor, density: Tensor, *arguments: Any) -> Tensor:
-    """The mask that `draw` made."""
+def _redraw(rng_seed: Tensor, density: Tensor, *arguments: Any) -> Tensor:
     how = Draw(*arguments)
     return how.empty_mask(rng_seed.device) if how.nothing else how.mask(rng_seed, density)[0]
 
 
-@draw.register_fake
-def _(rng_seed: Tensor, keep_prob: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _drawn(rng_seed: Tensor, keep_prob: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return Draw(*arguments).empty(rng_seed.device)
 
 
-@redraw.register_fake
-def _(rng_seed: Tensor, density: Tensor, *arguments: Any) -> Tensor:
+def _redrawn(rng_seed: Tensor, density: Tensor, *arguments: Any) -> Tensor:
     return Draw(*arguments).empty_mask(rng_seed.device)
+
+
+def _operator(name: str, signature: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """What `torch.library.custom_op` makes, without its checks at every call, which take as long as the drawing."""
+    OPERATORS.define(name + signature, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
+    OPERATORS.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"torch_dropblock::{name}", fake, lib=OPERATORS)
+    return getattr(torch.ops.torch_dropblock, name).default
+
+
+OPERATORS = torch.library.Library("torch_dropblock", "DEF")  # type: ignore[no-untyped-call]
+# the mask, 1 where dropped and else 0; the scale of what is kept; and the density that `redraw` wants
+draw = _operator("draw", SIGNATURE.format("keep_prob", ALL), _draw, _drawn)
+# the mask that `draw` made
+redraw = _operator("redraw", SIGNATURE.format("density", MASK), _redraw, _redrawn)
 
 
 class _Apply(torch.autograd.Function):

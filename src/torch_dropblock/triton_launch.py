@@ -164,7 +164,7 @@ def apply(input: Tensor, output: Tensor, mask: Mask, *, launch: Launch = LAUNCH)
             )
         return
     lead = blocks.lead if len(blocks.lead) > 1 else (1, *blocks.lead)
-    input_place, output_place = _strides(input, blocks), _strides(output, blocks)
+    input_place, output_place = (_strides(t.shape, t.stride(), len(blocks.lead)) for t in (input, output))
     by_tiles = blocks.shared in ((), (len(blocks.lead) - 1,)) and not lazy
     if not by_tiles or input_place is None or output_place is None:
         # strides of no order, or a mask that is shared by what `torch.vmap` maps over
@@ -246,11 +246,11 @@ def _is_old(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) < (8, 0)
 
 
-def _strides(tensor: Tensor, blocks: Blocks) -> tuple[int, int, int] | None:
+@lru_cache(maxsize=1024)
+def _strides(shape: Size, stride: Size, lead: int) -> tuple[int, int, int] | None:
     """The strides of samples, channels and units, if each has one."""
-    lead, stride = len(blocks.lead), tensor.stride()
-    sample = _one_stride(tensor.shape[: lead - 1], stride[: lead - 1])
-    unit = _one_stride(tensor.shape[lead:], stride[lead:])
+    sample = _one_stride(shape[: lead - 1], stride[: lead - 1])
+    unit = _one_stride(shape[lead:], stride[lead:])
     return None if sample is None or unit is None else (sample, stride[lead - 1], unit)
 
 

@@ -234,7 +234,7 @@ class Study:
             "step_ms": 1000 * statistics.median(run.step_seconds[1:] or run.step_seconds),
             "curves": run.curves,
             "processes": trainer.world_size,
-            "machine": machine(str(run.device)) | {"lightning": metadata.version("lightning")},
+            "machine": machine(str(trainer.strategy.root_device)) | {"lightning": metadata.version("lightning")},
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),
             "seconds": run.seconds,
         }
