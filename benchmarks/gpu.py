@@ -11,7 +11,7 @@ the peers, and passed over.
 The layer: forward and backward, by the device's own clock, as a multiple of `x * c` on the same tensor, for tensors of
 256 MB and more; with the bandwidth that was reached and the bytes that were saved for the backward pass. ResNet-50:
 a training step under bfloat16 autocast with channels last and layers at the paper's 36 sites. Every row says on what
-device and with which versions. `tests/test_triton_kernels.py` and `tests/test_triton_launch.py` are its tests there.
+device and with which versions. `tests/test_triton_*.py` are its tests there.
 """
 
 from __future__ import annotations

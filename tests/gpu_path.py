@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch_dropblock import geometry, reference
 from torch_dropblock.drawing import Blocks
 from torch_dropblock.rng import draw_rng_seed
 
-pytest.importorskip("triton", reason="Triton is not installed")
+triton = pytest.importorskip("triton", reason="Triton is not installed")
 launch = pytest.importorskip("torch_dropblock.triton_launch")
 
 INTERPRETED = launch.INTERPRETED
@@ -42,6 +43,21 @@ def interpret(file):
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
+
+
+def compiled(capability, function, types, constants, options, sixteens):
+    """The kernel as machine code, by Triton's compiler and the assembler that it brings, without a GPU."""
+    backends = pytest.importorskip("triton.backends.compiler")
+    compiler = pytest.importorskip("triton.compiler")
+    left = iter(types)
+    signature = {name: "constexpr" if name in constants else next(left) for name in function.arg_names}
+    assert next(left, None) is None
+    known = {name for name, t in signature.items() if t.startswith("*")} | set(sixteens)
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if name in known}
+    source = compiler.ASTSource(function, signature, constants, aligned)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return triton.compile(source, target=backends.GPUTarget("cuda", capability, 32), options=options)
 
 
 def rng_seed():

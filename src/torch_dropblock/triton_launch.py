@@ -1,7 +1,10 @@
 """The layer on a GPU: a mask of one bit per unit is drawn, then the input is read once and written once.
 
-`triton_kernels.py` is what runs there, docs/kernel.md says how. With TRITON_INTERPRET=1 set before Triton is imported
-the same code runs on CPU tensors, in Triton's interpreter.
+    keep_prob ── triton_gamma ──> gap ─┐
+    rng_seed ──────────────────────────┴─ triton_draw ──> mask, scale ── triton_apply ──> output
+
+docs/kernel.md says how. With TRITON_INTERPRET=1 set before Triton is imported the same code runs on CPU tensors, in
+Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -19,8 +22,7 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
-from . import sparse
-from . import triton_kernels as kernels
+from . import sparse, triton_apply, triton_draw, triton_gamma
 from .drawing import Blocks
 from .geometry import Size
 from .triton_plan import at_most, parts, plan_of
@@ -90,7 +92,7 @@ def mean_gap(keep_prob: Tensor, size: Size, block: Size, rate: str) -> Tensor:
     distinct = math.prod(min(b, s - b + 1) for s, b in zip(size, block, strict=True))
     lanes = min(max(triton.next_power_of_2(distinct), 32), 1024)
     with _on(gap):
-        kernels.solve[(1,)](
+        triton_gamma.solve[(1,)](
             keep_prob, gap, *pad, *size, *pad, *block, rate == "paper", lanes, num_warps=max(1, lanes // 256)
         )
     return gap
@@ -120,7 +122,7 @@ def draw(
     scale = torch.empty((), dtype=torch.float64, device=device)
     noted = torch.zeros_like(words) if corners else None
     with _on(words):
-        kernels.draw[(plan.programs,)](
+        triton_draw.draw[(plan.programs,)](
             words,
             words if noted is None else noted,
             scratch,
@@ -159,7 +161,7 @@ def apply(input: Tensor, output: Tensor, mask: Mask, *, launch: Launch = LAUNCH)
         count = input.numel()
         eights = at_most(launch.eights, parts(count, 8))
         with _on(input):
-            kernels.apply_flat[(parts(count, 8 * eights),)](
+            triton_apply.apply_flat[(parts(count, 8 * eights),)](
                 input, output, mask.words.view(torch.uint8), mask.scale, count, op, eights
             )
         return
@@ -176,7 +178,7 @@ def apply(input: Tensor, output: Tensor, mask: Mask, *, launch: Launch = LAUNCH)
     words = mask.words.view(torch.int32)
     shared = bool(blocks.shared)
     with _on(input):
-        kernels.apply_tiles[(samples * rows * columns,)](
+        triton_apply.apply_tiles[(samples * rows * columns,)](
             input,
             output,
             words,
@@ -206,7 +208,7 @@ def channels_inside(mask: Mask) -> Tensor:
     down, across = (min(int(triton.next_power_of_2(n)), most) for n, most in ((rows, 2), (columns, 8)))
     groups = samples * parts(rows, down) * parts(columns, across)
     with _on(target):
-        kernels.channels_inside[(parts(groups * down * across, LAUNCH.tasks),)](
+        triton_apply.channels_inside[(parts(groups * down * across, LAUNCH.tasks),)](
             words,
             target,
             len(words),

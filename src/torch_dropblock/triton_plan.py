@@ -16,7 +16,7 @@ from .drawing import Blocks
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers of `triton_kernels.draw` in their order, and how it is launched.
+    """The numbers of `triton_draw.draw` in their order, and how it is launched.
 
     Attributes:
         length: of the mask, in words.

@@ -1,20 +1,17 @@
-"""What runs on a GPU: the masks and values against the oracle, random numbers, statistics, machine code."""
+"""Drawing on a GPU: the masks against the oracle, random numbers, statistics, machine code."""
 
 import itertools
 import math
-import re
-import warnings
 
 import pytest
 import torch
 
 from gpu_path import (
     DEVICE,
-    DTYPES,
     HAS_GPU,
     INTERPRETED,
     MARKS,
-    assert_same,
+    compiled,
     interpret,
     launch,
     oracle_kept,
@@ -22,14 +19,13 @@ from gpu_path import (
     runs,
     some_blocks,
 )
-from torch_dropblock import geometry, keep_rate_map, reference, seed_probability
+from torch_dropblock import geometry, keep_rate_map, seed_probability
 from torch_dropblock.drawing import Blocks
-from torch_dropblock.sparse import CHANNELS_LAST
 from torch_dropblock.triton_plan import stream_length
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
-kernels = pytest.importorskip("torch_dropblock.triton_kernels")
+triton_draw = pytest.importorskip("torch_dropblock.triton_draw")
 pytestmark = MARKS
 
 
@@ -72,49 +68,6 @@ def test_the_mask_is_that_of_the_oracle_for_the_seeds_drawn(lead, size, block, k
         assert mask.scale.item() == kept.numel() / max(kept.sum().item(), 1)
 
 
-def layouts(x):
-    yield x
-    if x.dim() in CHANNELS_LAST:
-        yield x.to(memory_format=CHANNELS_LAST[x.dim()])
-    yield x.transpose(0, 1).contiguous().transpose(0, 1)
-    yield x.transpose(-1, -2).contiguous().transpose(-1, -2)
-    yield x.repeat_interleave(2, -1)[..., ::2]
-    yield x[:1].expand(x.shape)
-
-
-@runs
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shared", [(), (1,), (0,), (0, 1)], ids=str)
-@pytest.mark.parametrize(
-    ("lead", "size", "block"), [((3, 5), (9, 11), (3, 4)), ((2, 33), (50,), (5,)), ((2, 3), (3, 4, 5), (2, 2, 3))]
-)
-def test_values_are_those_of_the_oracle_in_every_layout(lead, size, block, shared, dtype):
-    mask = launch.draw(rng_seed(), some_blocks(lead, size, block, 0.7, shared))
-    kept = ~mask.dense()
-    whole = torch.randn(*lead, *size, device=DEVICE).to(dtype)
-    whole.view(-1)[::17] = math.inf
-    whole.view(-1)[5::23] = math.nan
-    for x in layouts(whole):
-        expected = reference.drop_block(x.cpu(), kept.cpu().expand(x.shape)).to(DEVICE)
-        output = torch.empty_like(x)
-        launch.apply(x, output, mask)
-        assert_same(output, expected)
-        if 0 not in x.stride():
-            inside = x.clone()
-            launch.apply(inside, inside, mask)
-            assert_same(inside, expected)
-
-
-@runs
-def test_a_mask_shared_by_channels_that_does_not_start_a_word():
-    """Three samples of nine channels: windows of bits begin anywhere in a word."""
-    mask = launch.draw(rng_seed(), some_blocks((3, 9), (5, 7), (2, 2), 0.6, (1,)))
-    x = torch.randn(3, 9, 5, 7, device=DEVICE)
-    output = torch.empty_like(x)
-    launch.apply(x, output, mask)
-    assert torch.equal(output == 0, mask.dense().expand(x.shape))
-
-
 @runs
 def test_the_mask_is_a_function_of_the_rng_seed():
     blocks = some_blocks()
@@ -133,7 +86,7 @@ if INTERPRETED or HAS_GPU:
     @triton.jit
     def _store_exponentials(words, output, LANES: tl.constexpr):
         lane = tl.arange(0, LANES)
-        tl.store(output + lane, kernels._exponential(tl.load(words + lane).to(tl.uint64, bitcast=True)))
+        tl.store(output + lane, triton_draw._exponential(tl.load(words + lane).to(tl.uint64, bitcast=True)))
 
 
 @runs
@@ -151,20 +104,6 @@ def test_exponentials_are_precise_at_both_ends():
         if low >= high and high > 2**60:
             exact = -math.log(high / 2**65)
         assert got == pytest.approx(exact, rel=2**-44)
-
-
-@runs
-@pytest.mark.parametrize("rate", ["exact", "paper"])
-def test_gamma_is_solved_on_the_device(rate):
-    sizes = [((28, 28), (7, 7)), ((7, 7), (7, 7)), ((14, 14), (1, 1)), ((100,), (9,)), ((6, 8, 7), (3, 2, 7))]
-    for (size, block), keep_prob in itertools.product(
-        [*sizes, ((112, 80), (40, 33))], [0.0, 1e-12, 0.1, 0.5, 0.50001, 0.9, 0.999, 1 - 1e-12, 1.0]
-    ):
-        gap = launch.mean_gap(torch.tensor(keep_prob, dtype=torch.float64, device=DEVICE), size, block, rate).item()
-        gamma = geometry.gamma(size, block, keep_prob, rate)
-        expected = math.inf if gamma == 0.0 else 0.0 if gamma >= 1.0 else -1.0 / math.log1p(-gamma)
-        # a gap of 0.03 is a γ of 1 - 1e-14, of which a float64 has two digits
-        assert gap == pytest.approx(expected, rel=1e-8, abs=1e-3 if gamma > 1 - 1e-9 else 0)
 
 
 @runs
@@ -270,7 +209,7 @@ def test_large_planes_are_dropped_evenly(size, z_score):
 
 
 def variants():
-    """Every kernel with the types and constants of its calls, and which numbers are multiples of 16."""
+    """The kernel with the types and constants of its calls."""
     how = launch.Launch()
     for gap_in_memory, corners, count, one_chunk in itertools.product([False, True], repeat=4):
         known, unit = "*fp64" if gap_in_memory else "*i64", "i32" if one_chunk else "i64"
@@ -278,44 +217,12 @@ def variants():
         types += [unit, *["i32"] * 4, *["i64"] * 3, *["i32"] * 3, *["i64"] * 5, *["i32"] * 3]
         constants = {"GAP_IN_MEMORY": gap_in_memory, "NOTE_CORNERS": corners, "COUNT": count, "ONE_CHUNK": one_chunk}
         constants |= {"UNIT": tl.int32 if one_chunk else tl.int64, "STREAMS": how.streams, "DRAWS": how.draws}
-        yield kernels.draw, types, constants | {"CHUNK": how.words}, {"num_warps": how.streams}, ()
-    for dtype, elements in itertools.product(["fp16", "bf16", "fp32", "fp64"], ["i32", "i64"]):
-        op = tl.float64 if dtype == "fp64" else tl.float32
-        memory = [f"*{dtype}", f"*{dtype}"]
-        constants = {"OP": op, "EIGHTS": how.eights}
-        yield kernels.apply_flat, [*memory, "*u8", "*fp64", elements], constants, {}, ("elements",)
-        constants = {"OP": op, "CHANNELS": how.channels}
-        yield kernels.apply_tiles, [*memory, "*i32", "*fp64", *["i32"] * 13], constants, {}, ()
-        constants |= {"input_channel": 1, "output_channel": 1}  # channels last; then few channels
-        yield kernels.apply_tiles, [*memory, "*i32", "*fp64", *["i32"] * 11], constants, {}, CHANNELS_INSIDE
-        yield kernels.apply_tiles, [*memory, "*i32", "*fp64", *["i32"] * 11], constants | {"CHANNELS": 4}, {}, ()
-    constants = {"ROWS": 2, "COLUMNS": 8, "TASKS": how.tasks}
-    yield kernels.channels_inside, ["*i32", "*i32", *["i32"] * 6], constants, {}, ()
-    for paper in (False, True):
-        yield kernels.solve, ["*fp64", "*fp64", *["i32"] * 6], {"PAPER": paper, "LANES": 64}, {"num_warps": 1}, ()
-
-
-CHANNELS_INSIDE = ("channels", "input_sample", "input_unit", "output_sample", "output_unit")
+        yield triton_draw.draw, types, constants | {"CHUNK": how.words}, {"num_warps": how.streams}, ()
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter has no compiler")
 @pytest.mark.parametrize("capability", [80, 90])
 def test_every_kernel_compiles(capability, monkeypatch, tmp_path):
-    """To machine code, by Triton's compiler and the assembler that it brings."""
-    backends = pytest.importorskip("triton.backends.compiler")
-    compiler = pytest.importorskip("triton.compiler")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for function, types, constants, options, sixteens in variants():
-        left = iter(types)
-        signature = {name: "constexpr" if name in constants else next(left) for name in function.arg_names}
-        assert next(left, None) is None
-        known = {name for name, t in signature.items() if t.startswith("*")} | set(sixteens)
-        aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if name in known}
-        source = compiler.ASTSource(function, signature, constants, aligned)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            built = triton.compile(source, target=backends.GPUTarget("cuda", capability, 32), options=options)
-        assert built.asm["cubin"]
-        if types[0] == "*bf16" and sixteens:
-            for access in ("ld", "st"):
-                assert re.search(access + r"\.global\S*\.v4", built.asm["ptx"]), "16 bytes at once"
+    for variant in variants():
+        assert compiled(capability, *variant).asm["cubin"]

@@ -1,31 +1,18 @@
-"""What runs on a GPU, in Triton: draw the seeds, grow them to blocks, apply the mask.
+"""Drawing on a GPU, in Triton: the seeds, their blocks, and how many units they drop.
 
-    rng_seed ── draw ──> mask, scale ── apply_flat, apply_tiles ──> output
-
-docs/kernel.md has the formula, the layout of the mask and how its random numbers are made; `triton_launch.py` launches.
+docs/kernel.md has the formula, the layout of the mask and how its random numbers are made; `triton_plan.py` works out
+the numbers that the kernel is told, and `triton_launch.py` launches it.
 """
 # Triton reads the annotations of a kernel as they are, so there is no `from __future__ import annotations`.
 
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
+from .triton_gamma import series
+
 # One number holds how many programs have counted, above, and what they have counted, below.
 ONE_PROGRAM = tl.constexpr(1 << 40)
 TO_UNIT = tl.constexpr(2.0**-64)
-# Below it a logarithm of 1 - v is a short sum: a difference from 1 would lose what is small.
-SMALL = tl.constexpr(2.0**-8)
-
-
-@triton.jit
-def _series(v):
-    """-log(1 - v) for 0 <= v < 2^-8 in float64, with a relative error below 2^-45."""
-    return v * (1.0 + v * (1.0 / 2 + v * (1.0 / 3 + v * (1.0 / 4 + v * (1.0 / 5 + v * (1.0 / 6))))))
-
-
-@triton.jit
-def _minus_log1m(v):
-    """-log(1 - v) for 0 <= v <= 1."""
-    return tl.where(v < SMALL, _series(v), -tl.log(1.0 - v))
 
 
 @triton.jit
@@ -34,7 +21,7 @@ def _exponential(word):
     is_small = (word >> 56) == 0  # v < 2^-8; else 1 - v is made of the complement, without a difference from 1
     complement = (~word.to(tl.int64, bitcast=True)).to(tl.uint64, bitcast=True)
     v = (tl.where(is_small, word, complement).to(tl.float64) + 0.5) * TO_UNIT
-    return tl.where(is_small, _series(v), -tl.log(v))
+    return tl.where(is_small, series(v), -tl.log(v))
 
 
 @triton.jit
@@ -277,190 +264,3 @@ def draw(
         if (before >> 40) == tl.num_programs(0) - 1:
             kept = units - (before & (ONE_PROGRAM - 1)) - sum
             tl.store(scale, units.to(tl.float64) / tl.maximum(kept, 1).to(tl.float64))
-
-
-@triton.jit
-def _apply_eights(input, output, mask, scale, elements, OP: tl.constexpr, EIGHTS: tl.constexpr, RAGGED: tl.constexpr):
-    eight = tl.arange(0, EIGHTS)
-    inner = tl.arange(0, 8)
-    start = tl.program_id(0).to(tl.int64) * (EIGHTS * 8)
-    offset = eight[:, None] * 8 + inner[None, :]
-    mask += tl.program_id(0).to(tl.int64) * EIGHTS
-    input += start
-    output += start
-    if RAGGED:
-        value = tl.load(input + offset, mask=offset < elements - start, other=0.0)
-        byte = tl.load(mask + eight, mask=eight * 8 < elements - start, other=0)
-    else:
-        value = tl.load(input + offset)
-        byte = tl.load(mask + eight)
-    dropped = (byte.to(tl.int32)[:, None] >> inner[None, :]) & 1
-    scaled = (value.to(OP) * tl.load(scale).to(OP)).to(output.dtype.element_ty)
-    result = tl.where(dropped == 0, scaled, tl.zeros_like(scaled))
-    if RAGGED:
-        tl.store(output + offset, result, mask=offset < elements - start)
-    else:
-        tl.store(output + offset, result)
-
-
-@triton.jit
-def apply_flat(input, output, mask, scale, elements, OP: tl.constexpr, EIGHTS: tl.constexpr):
-    """Elements in the order of the bits of the mask, eight to a byte."""
-    if (tl.program_id(0).to(tl.int64) + 1) * (EIGHTS * 8) <= elements:
-        _apply_eights(input, output, mask, scale, elements, OP, EIGHTS, False)
-    else:
-        _apply_eights(input, output, mask, scale, elements, OP, EIGHTS, True)
-
-
-@triton.jit
-def _window(mask, bit, words, inside):
-    """The 32 bits of the mask from `bit` on."""
-    at = bit >> 5
-    lower = tl.load(mask + at, mask=inside & (at < words), other=0).to(tl.uint32, bitcast=True).to(tl.uint64)
-    upper = tl.load(mask + at + 1, mask=inside & (at + 1 < words), other=0).to(tl.uint32, bitcast=True).to(tl.uint64)
-    return ((lower | (upper << 32)) >> (bit & 31).to(tl.uint64)).to(tl.uint32)
-
-
-@triton.jit(do_not_specialize=["words", "tiles", "columns_of_tiles"])
-def apply_tiles(
-    input,
-    output,
-    mask,
-    scale,
-    words,
-    tiles,
-    columns_of_tiles,
-    size,
-    channels,
-    sample_bits,
-    channel_bits,
-    input_sample,
-    input_channel,
-    input_unit,
-    output_sample,
-    output_channel,
-    output_unit,
-    OP: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
-    """Tiles of 32 units by CHANNELS channels of one sample, in any strides: a channel's bits are one window."""
-    program = tl.program_id(0).to(tl.int64)
-    sample = program // tiles
-    tile = program - sample * tiles
-    row = tile // columns_of_tiles
-    unit = row * 32 + tl.arange(0, 32).to(tl.int64)
-    channel = (tile - row * columns_of_tiles) * CHANNELS + tl.arange(0, CHANNELS).to(tl.int64)
-    inside = (unit < size)[:, None] & (channel < channels)[None, :]
-    where = sample * input_sample + unit[:, None] * input_unit + channel[None, :] * input_channel
-    value = tl.load(input + where, mask=inside, other=0.0)
-    window = _window(mask, sample * sample_bits + row * 32 + channel * channel_bits, words, channel < channels)
-    dropped = (window[None, :] >> tl.arange(0, 32).to(tl.uint32)[:, None]) & 1
-    scaled = (value.to(OP) * tl.load(scale).to(OP)).to(output.dtype.element_ty)
-    where = sample * output_sample + unit[:, None] * output_unit + channel[None, :] * output_channel
-    tl.store(output + where, tl.where(dropped == 0, scaled, tl.zeros_like(scaled)), mask=inside)
-
-
-@triton.jit(do_not_specialize=["words", "groups", "size", "channels", "rows", "columns"])
-def channels_inside(
-    mask,
-    target,
-    words,
-    groups,
-    size,
-    channels,
-    rows,
-    columns,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TASKS: tl.constexpr,
-):
-    """Turn the mask of planes into one whose words hold 32 channels of one unit each: 32 by 32 bits are a task.
-
-    Neighbours are ROWS by COLUMNS tasks of one sample: of as many as lie in a line of the cache before and after.
-    """
-    task = tl.program_id(0).to(tl.int64) * TASKS + tl.arange(0, TASKS).to(tl.int64)
-    group = task // (ROWS * COLUMNS)
-    across = (columns + COLUMNS - 1) // COLUMNS
-    down = (rows + ROWS - 1) // ROWS
-    line = group // across
-    sample = line // down
-    column = (group - line * across) * COLUMNS + task % COLUMNS
-    row = (line - sample * down) * ROWS + task // COLUMNS % ROWS
-    inside = (group < groups) & (column < columns)
-    inner = tl.arange(0, 32)
-    channel = column[None, :] * 32 + inner[:, None]
-    bit = (sample[None, :] * channels + channel) * size + row[None, :] * 32
-    window = _window(mask, bit, words, inside[None, :] & (channel < channels)).to(tl.int32, bitcast=True)
-    for i in tl.static_range(32):
-        word = tl.sum(((window >> i) & 1) << inner[:, None], axis=0)
-        unit = row * 32 + i
-        tl.store(target + (sample * size + unit) * columns + column, word, mask=inside & (unit < size))
-
-
-@triton.jit
-def _moment(size, block, most, POWER: tl.constexpr):
-    """The mean, over the units along an axis, of the number of blocks that cover a unit, or of its square."""
-    t = most.to(tl.float64)
-    s = size.to(tl.float64)
-    if POWER == 1:
-        return block.to(tl.float64) * (s - block.to(tl.float64) + 1) / s
-    return ((t - 1) * t * (2 * t - 1) / 3 + (s - 2 * t + 2) * t * t) / s
-
-
-@triton.jit(do_not_specialize=["s0", "s1", "s2", "b0", "b1", "b2"])
-def solve(keep_prob, gap, s0, s1, s2, b0, b1, b2, PAPER: tl.constexpr, LANES: tl.constexpr):
-    """`geometry.gamma` on the device, by Newton's method, as the mean gap -1 / log(1 - γ): see there."""
-    keep = tl.minimum(tl.maximum(tl.load(keep_prob).to(tl.float64), 0.0), 1.0)
-    units = s0.to(tl.float64) * s1.to(tl.float64) * s2.to(tl.float64)
-    v0 = s0 - b0 + 1
-    v1 = s1 - b1 + 1
-    v2 = s2 - b2 + 1
-    if PAPER:
-        block = b0.to(tl.float64) * b1.to(tl.float64) * b2.to(tl.float64)
-        valid = v0.to(tl.float64) * v1.to(tl.float64) * v2.to(tl.float64)
-        tl.store(gap, 1.0 / _minus_log1m(tl.minimum((1.0 - keep) * units / (block * valid), 1.0)))
-    else:
-        t0 = tl.minimum(b0, v0)
-        t1 = tl.minimum(b1, v1)
-        t2 = tl.minimum(b2, v2)
-        combinations = t0 * t1 * t2
-        solvable = tl.maximum(keep, 1e-200)
-        goal = tl.where(keep > 0.5, -_minus_log1m(1.0 - keep), tl.log(solvable))
-        # that of a normal distribution of the numbers n, or the first of Newton's steps from 0
-        mean = _moment(s0, b0, t0, 1) * _moment(s1, b1, t1, 1) * _moment(s2, b2, t2, 1)
-        variance = _moment(s0, b0, t0, 2) * _moment(s1, b1, t1, 2) * _moment(s2, b2, t2, 2) - mean * mean
-        rate = -2.0 * goal / (mean + tl.sqrt(tl.maximum(mean * mean + 2.0 * variance * goal, 0.0)))
-        rate = tl.where(mean * mean + 2.0 * variance * goal > 0.0, rate, -goal / mean)
-        step = tl.where(keep < 1e-200, 0.0, rate + 1.0)
-        turn = 0
-        # an error is squared by the next step
-        while (tl.abs(step) > 1e-6 * rate) & (turn < 100):
-            kept_of = tl.zeros((LANES,), tl.float64)
-            dropped_of = tl.zeros((LANES,), tl.float64)
-            slope_of = tl.zeros((LANES,), tl.float64)
-            for start in range(0, combinations, LANES):
-                k = start + tl.arange(0, LANES)
-                n0 = k % t0 + 1
-                n1 = (k // t0) % t1 + 1
-                n2 = k // (t0 * t1) + 1
-                c0 = tl.where(n0 < t0, 2, s0 - 2 * (t0 - 1))
-                c1 = tl.where(n1 < t1, 2, s1 - 2 * (t1 - 1))
-                c2 = tl.where(n2 < t2, 2, s2 - 2 * (t2 - 1))
-                count = c0.to(tl.float64) * c1.to(tl.float64) * c2.to(tl.float64)
-                count = tl.where(k < combinations, count, 0.0)
-                n = n0.to(tl.float64) * n1.to(tl.float64) * n2.to(tl.float64)
-                y = n * rate
-                kept = tl.exp(-y)
-                # 1 - exp(-y), for a small y as a sum
-                z = tl.minimum(y, SMALL)
-                sum = z * (1 - z / 2 * (1 - z / 3 * (1 - z / 4 * (1 - z / 5 * (1 - z / 6)))))
-                kept_of += count * kept
-                dropped_of += count * tl.where(y < SMALL, sum, 1 - kept)
-                slope_of += count * n * kept
-            kept_share = tl.sum(kept_of, axis=0) / units
-            dropped_share = tl.sum(dropped_of, axis=0) / units
-            log_kept = tl.where(dropped_share < 0.5, -_minus_log1m(tl.minimum(dropped_share, 0.5)), tl.log(kept_share))
-            step = (log_kept - goal) * kept_share * units / tl.sum(slope_of, axis=0)
-            rate += step
-            turn += 1
-        tl.store(gap, tl.where(keep < 1e-200, 0.0, 1.0 / rate))
