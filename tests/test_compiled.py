@@ -5,6 +5,8 @@ backend `aot_eager`, which traces and splits the same graphs in a tenth of the t
 """
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -320,3 +322,17 @@ def test_a_bad_input_is_named():
         torch.compile(DropBlock2d(3), backend="eager")(torch.ones(8, 8))
     with pytest.raises(ValueError, match="leaf"):
         torch.compile(DropBlock2d(3, inplace=True), backend="eager")(torch.ones(2, 3, 8, 8, requires_grad=True))
+
+
+def test_the_package_may_be_imported_again():
+    """As by tools that reload what was edited: operators are there once in a process."""
+    program = (
+        "import importlib, sys, torch, torch_dropblock\n"
+        "from torch_dropblock import compiled\n"
+        "importlib.reload(compiled)\n"
+        "for name in [name for name in sys.modules if name.startswith('torch_dropblock')]: del sys.modules[name]\n"
+        "import torch_dropblock\n"
+        "function = torch.compile(torch_dropblock.DropBlock2d(3, keep_prob=0.5), backend='aot_eager', fullgraph=True)\n"
+        "assert 0 < (function(torch.ones(8, 8, 9, 9)) == 0).float().mean() < 1\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

@@ -181,7 +181,7 @@ def test_positions_are_independent_and_none_is_favoured(gamma):
     assert ((hit.mean(0) - gamma).abs() < 5 * math.sqrt(variance / 4000)).all()
     assert abs(hit.mean().item() - gamma) < 5 * math.sqrt(variance / hit.numel())
     flat = hit.flatten() - gamma
-    for lag in (1, 2, stream_length(blocks)):
+    for lag in (1, 2, stream_length(blocks.size, blocks.block)):
         pairs = (flat[lag:] * flat[:-lag]).mean().item()
         assert abs(pairs) < 5 * variance / math.sqrt(len(flat) - lag)
 

@@ -95,6 +95,9 @@ def test_gamma_0_and_1():
         ((9, 8, 7), (9, 1, 7)),
         ((20, 30, 9), (3, 1, 1)),
         ((100, 300), (90, 2)),
+        ((7000,), (3000,)),
+        ((5, 900), (2, 400)),
+        ((3, 3, 500), (2, 1, 300)),
         ((20, 40, 50), (9, 8, 3)),
     ],
 )
@@ -318,6 +321,21 @@ def test_compiled_code_gives_the_values_and_gradients_of_eager_mode(backend, mem
     y.backward(gradient)
     expected.backward(gradient)
     assert torch.equal(x.grad, again.grad)
+
+
+@runs
+@pytest.mark.usefixtures("on_triton")
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_volume_without_samples_whose_strides_are_those_of_channels_last(backend):
+    """Four dimensions, of which the innermost in memory is a map's."""
+    torch._dynamo.reset()
+    function = torch.compile(lambda x: drop_block3d(x, 2, keep_prob=0.7), backend=backend, fullgraph=True)
+    x = torch.ones(1, 8, 5, 6, 7, device=DEVICE)[0].to(memory_format=torch.channels_last).requires_grad_()
+    y = function(x)
+    assert y.shape == x.shape
+    assert (y == 0).float().mean().item() == pytest.approx(0.3, abs=0.15)
+    y.sum().backward()
+    assert torch.equal(x.grad, y)
 
 
 @runs

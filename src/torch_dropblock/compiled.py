@@ -140,13 +140,17 @@ def _redrawn(rng_seed: Tensor, density: Tensor, *arguments: Any) -> Tensor:
 
 def _operator(name: str, signature: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """What `torch.library.custom_op` makes, without its checks at every call, which take as long as the drawing."""
-    OPERATORS.define(name + signature, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
-    OPERATORS.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"torch_dropblock::{name}", fake, lib=OPERATORS)
+    if OPERATORS:
+        OPERATORS.define(name + signature, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
+        OPERATORS.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        torch.library.register_fake(f"torch_dropblock::{name}", fake, lib=OPERATORS)
     return getattr(torch.ops.torch_dropblock, name).default
 
 
-OPERATORS = torch.library.Library("torch_dropblock", "DEF")  # type: ignore[no-untyped-call]
+# None where this module was imported before: operators are there once in a process
+OPERATORS = None
+if not hasattr(torch.ops.torch_dropblock, "draw"):
+    OPERATORS = torch.library.Library("torch_dropblock", "DEF")  # type: ignore[no-untyped-call]
 # the mask, 1 where dropped and else 0; the scale of what is kept; and the density that `redraw` wants
 draw = _operator("draw", SIGNATURE.format("keep_prob", ALL), _draw, _drawn)
 # the mask that `draw` made
@@ -167,7 +171,8 @@ class _Apply(torch.autograd.Function):
     ) -> Tensor:
         # that of the gradient is not known yet when the backward pass is traced; a shared mask has one channel
         packed_alike = backend == "triton" and share_channels
-        ctx.options = rate, share_channels, _layout_of(input) and not packed_alike, backend
+        channels_last = _channels_innermost(input, len(block_size)) and not packed_alike
+        ctx.options = rate, share_channels, channels_last, backend
         ctx.block_size = block_size
         arguments = *_shape_of(input, block_size), *ctx.options
         mask, scale, density = draw(rng_seed, keep_prob, *arguments)
@@ -215,8 +220,8 @@ def _shape_of(input: Tensor, block_size: tuple[int, ...]) -> tuple[Sequence[int]
     return input.shape[:-dims], input.shape[-dims:], block_size
 
 
-def _layout_of(input: Tensor) -> bool:
-    """Whether the channels of `input` are innermost, so that the mask is read as `input` is."""
-    if input.dim() not in sparse.CHANNELS_LAST or input.is_contiguous():
+def _channels_innermost(input: Tensor, dims: int) -> bool:
+    """Whether `input` has samples and channels, and these innermost, so that the mask is read as `input` is."""
+    if input.dim() != dims + 2 or input.dim() not in sparse.CHANNELS_LAST or input.is_contiguous():
         return False
     return input.is_contiguous(memory_format=sparse.CHANNELS_LAST[input.dim()])

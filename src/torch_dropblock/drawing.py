@@ -51,7 +51,7 @@ class Blocks:
         planes = math.prod(self.own_lead)
         self.positions = planes * math.prod(self.valid)  # of seeds, in all planes
         self.units = planes * math.prod(self.size)  # of the mask
-        self.plans: dict[Any, Any] = {}  # of `native` and `triton_plan`, for each way to launch
+        self.plans: dict[Any, Any] = {}  # of `native`, for tensors of each kind
 
     def planes(self) -> Blocks:
         """The same blocks in the mask, with one leading dimension: a shared mask is one plane."""

@@ -259,7 +259,7 @@ def draw(
         if COUNT:
             dropped += tl.where(mine, _ones(word), 0)
     if COUNT:
-        sum = tl.sum(dropped, axis=0).to(tl.int64)
+        sum = tl.sum(dropped.to(tl.int64), axis=0)
         before = tl.atomic_add(counted, sum + ONE_PROGRAM, sem="relaxed")
         if (before >> 40) == tl.num_programs(0) - 1:
             kept = units - (before & (ONE_PROGRAM - 1)) - sum

@@ -25,7 +25,7 @@ from torch import Tensor
 from . import sparse, triton_apply, triton_draw, triton_gamma
 from .drawing import Blocks
 from .geometry import Size
-from .triton_plan import at_most, parts, plan_of
+from .triton_plan import at_most, gap_in_two, parts, plan_of
 
 # The positions of one plane and of one stream are counted in 32 bits.
 MOST_UNITS_OF_A_PLANE = 1 << 30
@@ -130,6 +130,7 @@ def draw(
             scale,
             rng_seed,
             rng_seed if gap is None else gap,
+            *gap_in_two(blocks.gamma),
             *plan.numbers,
             GAP_IN_MEMORY=gap is not None,
             NOTE_CORNERS=corners,

@@ -12,6 +12,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from .drawing import Blocks
+from .geometry import Size, valid_region
+
+# units of a row of a block
+LONG_ROW = 128
+# of a GPU that is to have something to do
+ENOUGH_PROGRAMS = 512
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Plan:
         one_chunk: whether these are all that it looks at.
         scratch: words of memory for all programs together.
         wide: whether units are counted in 64 bits.
-        numbers: for the kernel.
+        numbers: for the kernel, after the two of `gap_in_two`.
     """
 
     length: int
@@ -39,32 +45,35 @@ class Plan:
 
 def plan_of(blocks: Blocks, words: int) -> Plan:
     """The plan of these blocks, for programs that hold so many words at once."""
-    key = "triton", words
-    if key not in blocks.plans:
-        blocks.plans[key] = _plan(blocks, words)
-    found: Plan = blocks.plans[key]
-    return found
+    return _plan(blocks.size, blocks.block, blocks.units // math.prod(blocks.size), words)
 
 
-def _plan(blocks: Blocks, words: int) -> Plan:
-    pad = (1,) * (3 - len(blocks.size))
-    size, valid, block = pad + blocks.size, pad + blocks.valid, pad + blocks.block
-    length, area, row = parts(blocks.units, 64), size[1] * size[2], size[2]
-    plane, positions = math.prod(size), math.prod(valid)
-    # blocks reach so many words back, and one is left empty; a program's own words are three times as many, or more
+@lru_cache(maxsize=1024)
+def _plan(size: Size, block: Size, planes: int, words: int) -> Plan:
+    pad = (1,) * (3 - len(size))
+    # a row of a block is set word by word, so a long one is made the second of three axes, of rows of one unit
+    before, behind = (pad[1:], pad[:1]) if block[-1] > LONG_ROW else (pad, ())
+    size, block = before + size + behind, before + block + behind
+    valid = valid_region(size, block)
+    plane, positions, area, row = math.prod(size), math.prod(valid), size[1] * size[2], size[2]
+    length, stream = parts(planes * plane, 64), stream_length(size, block)
+    # blocks reach so many words back, and one is left empty
     halo = parts((block[0] - 1) * area + (block[1] - 1) * row, 64) + 1
     chunk = at_most(words, length)
-    chunks = max(1, parts(4 * halo, chunk))
-    own = chunks * chunk - halo
-    programs, stream = parts(length, own), stream_length(blocks)
+    # a program's own words are three times as many, and fewer only where else there were few programs
+    for many in (4, 2, 1.25):
+        chunks = max(1, parts(math.ceil(many * halo), chunk))
+        own = chunks * chunk - halo
+        programs = parts(length, own)
+        if programs >= ENOUGH_PROGRAMS:
+            break
     numbers = (
-        *gap_in_two(blocks.gamma),
         length,
-        blocks.units,
+        planes * plane,
         halo,
         own,
         chunks,
-        blocks.positions,
+        planes * positions,
         stream,
         positions,
         valid[1],
@@ -87,12 +96,12 @@ def _plan(blocks: Blocks, words: int) -> Plan:
     return Plan(length, programs, chunk, chunks == 1, programs * chunks * chunk, furthest >= 1 << 31, numbers)
 
 
-def stream_length(blocks: Blocks) -> int:
+def stream_length(size: Size, block: Size) -> int:
     """How many seed positions make a stream: where a tenth of the units is dropped, about 24 seeds are in each.
 
     They are drawn at once, by the lanes of a warp. A function of the shape and the block alone, as the mask is.
     """
-    seeds_wanted = math.prod(blocks.size) / (math.prod(blocks.block) * math.prod(blocks.valid))  # to drop them all
+    seeds_wanted = math.prod(size) / (math.prod(block) * math.prod(valid_region(size, block)))  # to drop them all
     return min(max(round(240 / seeds_wanted), 32), 1 << 16)
 
 
