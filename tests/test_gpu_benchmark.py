@@ -49,7 +49,7 @@ def test_rows_of_the_layer_and_of_a_step(gpu, tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"{OURS}: " in out
     if bench.peer("torchvision", "ops"):  # whose layer fails on maps as small as these
-        assert "failed: ResNet-50, eager: ValueError: block size should be odd" in out
+        assert "failed: ResNet-50, eager: " in out
 
 
 def test_what_fails_or_has_no_time_loses_nothing_else(gpu, tmp_path, capsys):

@@ -12,7 +12,7 @@ either and keep the mask for the backward pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,23 +138,21 @@ def _redrawn(rng_seed: Tensor, density: Tensor, *arguments: Any) -> Tensor:
     return Draw(*arguments).empty_mask(rng_seed.device)
 
 
-def _operator(name: str, signature: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """What `torch.library.custom_op` makes, without its checks at every call, which take as long as the drawing."""
-    if OPERATORS:
+# What `torch.library.custom_op` makes, without its checks at every call, which take as long as the drawing. Where this
+# module was imported before they are there, and go with the first library.
+if not hasattr(torch.ops.torch_dropblock, "draw"):
+    OPERATORS = torch.library.Library("torch_dropblock", "DEF")  # type: ignore[no-untyped-call]
+    for name, signature, function, fake in (
+        ("draw", SIGNATURE.format("keep_prob", ALL), _draw, _drawn),
+        ("redraw", SIGNATURE.format("density", MASK), _redraw, _redrawn),
+    ):
         OPERATORS.define(name + signature, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
         OPERATORS.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"torch_dropblock::{name}", fake, lib=OPERATORS)
-    return getattr(torch.ops.torch_dropblock, name).default
-
-
-# None where this module was imported before: operators are there once in a process
-OPERATORS = None
-if not hasattr(torch.ops.torch_dropblock, "draw"):
-    OPERATORS = torch.library.Library("torch_dropblock", "DEF")  # type: ignore[no-untyped-call]
 # the mask, 1 where dropped and else 0; the scale of what is kept; and the density that `redraw` wants
-draw = _operator("draw", SIGNATURE.format("keep_prob", ALL), _draw, _drawn)
+draw = torch.ops.torch_dropblock.draw.default
 # the mask that `draw` made
-redraw = _operator("redraw", SIGNATURE.format("density", MASK), _redraw, _redrawn)
+redraw = torch.ops.torch_dropblock.redraw.default
 
 
 class _Apply(torch.autograd.Function):
