@@ -34,7 +34,7 @@ LAYERS = [
     {"compare.data", "compare.records"},
     {"compare.training", "compare.report"},
     {"compare.study"},
-    {"playground_page"},
+    {"playground_page", "study_progress"},
     {"playground"},
     {"playground_server"},
     {"cli_bench", "cli_compare", "cli_playground", "cli_summary"},

@@ -1,18 +1,15 @@
-"""`torch-dropblock compare`: what is typed, what is printed, and the progress on the way."""
+"""`torch-dropblock compare`: what is typed, and what is printed."""
 
-import io
 import re
 import subprocess
 import sys
 
 import pytest
 import torch
-from rich.console import Console
 
 import studies
 from command import call, complaint, succeed
-from torch_dropblock.cli_compare import Watch
-from torch_dropblock.compare.rows import TABLE_1, Row
+from torch_dropblock.compare.rows import TABLE_1
 from torch_dropblock.compare.settings import Settings
 from torch_dropblock.compare.study import Study
 
@@ -220,92 +217,3 @@ def test_another_recipe_is_refused_and_named(finished):
     assert complaint(*words, "--learning-rate", "0.2") == (
         f"{path} holds runs made with learning_rate 0.1, and now 0.2: use the same settings, or another --out"
     )
-
-
-# --- progress --------------------------------------------------------------------------------------------------------
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-def watch(clock, width=100, terminal=True):
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=width, get_time=clock, color_system=None)
-    return Watch(console, quiet=False)
-
-
-def steps(watch, clock, number, seconds=1.0):
-    for _ in range(number):
-        clock.now += seconds
-        watch.step_done()
-
-
-def shown(watch):
-    with watch.console.capture() as capture:
-        watch.console.print(watch.progress)
-    return capture.get().strip("\n")
-
-
-def test_progress_says_what_runs_and_how_long_it_takes(clock):
-    progress = watch(clock)
-    progress.expect(6, 6, 100)
-    progress.run_starts(Row("dropblock"), 1, 0)
-    steps(progress, clock, 60)
-    line = shown(progress)
-    assert line.startswith("1/6 dropblock, seed 1 ")
-    assert line.endswith(" 60/600 steps, 0:01:00 so far, 0:09:00 left")
-
-
-def test_time_left_after_a_resume_counts_the_steps_of_this_command(clock):
-    progress = watch(clock)
-    progress.expect(6, 2, 100)
-    progress.run_starts(Row("dropblock"), 1, 80)
-    steps(progress, clock, 20)
-    progress.run_ends({"row": "dropblock", "seed": 1, "top1": 0.5, "seconds": 100})
-    progress.run_starts(Row("cutout"), 1, 0)
-    steps(progress, clock, 10)
-    assert shown(progress).endswith("30/120 steps, 0:00:30 so far, 0:01:30 left")
-    assert shown(progress).startswith("6/6 cutout, seed 1 ")
-
-
-def test_runs_of_others_are_not_waited_for(clock):
-    progress = watch(clock)
-    progress.expect(3, 3, 100)
-    progress.run_is_others(Row("baseline"), 0)
-    progress.run_starts(Row("cutout"), 0, 0)
-    steps(progress, clock, 50)
-    assert shown(progress).endswith("50/200 steps, 0:00:50 so far, 0:02:30 left")
-    # it had been trained to its end when it was killed
-    progress.run_ends({"row": "cutout", "seed": 0, "top1": 0.5, "seconds": 100})
-    assert "50/150 steps" in shown(progress)
-    progress.run_ends({"row": "dropout", "seed": 0, "top1": 0.5, "seconds": 100})
-    assert "50/50 steps" in shown(progress)
-
-
-def test_long_names_leave_room_for_the_numbers(clock):
-    progress = watch(clock, width=80)
-    progress.expect(27, 27, 1000)
-    progress.run_starts(Row("dropblock:keep_prob=0.95:block_size=3+label-smoothing"), 1, 0)
-    steps(progress, clock, 200)
-    (line,) = shown(progress).splitlines()
-    assert len(line) <= 80
-    assert re.match(r"1/27 dropblock\S*…, seed 1 ", line)
-    assert line.endswith("200/27000 steps, 0:03:20 so far, 7:26:40 left")
-
-
-def test_elsewhere_there_is_a_line_for_each_run_alone(clock):
-    progress = watch(clock, terminal=False)
-    with progress:
-        progress.expect(1, 1, 10)
-        progress.run_starts(Row("baseline"), 0, 0)
-        steps(progress, clock, 10)
-        progress.run_ends({"row": "baseline", "seed": 0, "top1": 0.98765, "seconds": 12.3})
-    assert progress.console.file.getvalue() == "baseline, seed 0: top-1 98.77 % in 12 s\n"

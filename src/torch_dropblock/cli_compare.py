@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column
-from rich.text import Text
 
 from . import checks
+from .study_progress import StudyProgress
 from .terminal import new_console, new_table, one_thread, print_path
 
 if TYPE_CHECKING:
-    from .compare.records import Result
-    from .compare.rows import Row
+    from .compare.report import Line
 
 ROWS = (
     "Of baseline, dropout, droppath, spatial-dropout, cutout, autoaugment, label-smoothing and dropblock, joined by +, "
@@ -194,9 +191,11 @@ def compare(
     records = Records(out, settings)
     console = new_console()
     is_first = study.is_first_process()
-    with Watch(Console(stderr=True), quiet=not is_first) as watch:
-        work = study.Study(settings, chosen, range(seeds), source, records, watch, machine, save_weights=save_weights)
-        watch.expect(len(work.runs), len(work.unfinished), work.steps_of_a_run)
+    with StudyProgress(Console(stderr=True), quiet=not is_first) as progress:
+        work = study.Study(
+            settings, chosen, range(seeds), source, records, progress, machine, save_weights=save_weights
+        )
+        progress.expect(len(work.runs), len(work.unfinished), work.steps_of_a_run)
         try:
             tiny = settings.data == "digits" and settings.model == networks.SMALL
             # 8×8 pixels give a second thread little to do but to wait, and for long where the machine has other work
@@ -214,20 +213,9 @@ def compare(
         what_now = "the same command goes on with them" if stopped else "another command is at work on them"
         console.print(f"{unfinished} of {len(work.runs)} runs are not finished: {what_now}.")
     if results:
-        lines = report.lines_of(results, asked)
-        with_top5 = any(line.top5 for line in lines)
-        table = new_table(*report.header(lines))
-        table.pad_edge = False
-        for line in lines:
-            name, *values = report.cells(line, with_top5)
-            table.add_row(report.wrapped(name, NAME_WIDTH), *values)
-        title = report.title_of(settings)
-        console.print(title, style="bold")
-        # whole, where it is wider than the terminal or what a log takes for one
-        width = max(console.width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
-        Console(highlight=False, width=width).print(table)
-        console.print(report.NOTE + "\n")
+        lines, title = report.lines_of(results, asked), report.title_of(settings)
         about = report.about(settings, len(source.train), len(source.val), results)  # type: ignore[arg-type]
+        _print_table(console, lines, title)
         print_path(console, records.write("table.md", report.markdown(lines, about)))
         for name, picture in report.draw(results, asked, title).items():
             print_path(console, records.write(name, picture))
@@ -235,71 +223,17 @@ def compare(
         raise typer.Exit(130)
 
 
-# of the numbers to the right of the progress bar, and of the least bar
-NUMBERS_WIDTH = 52
+def _print_table(console: Console, lines: list[Line], title: str) -> None:
+    from .compare import report
 
-
-class Watch:
-    """The progress of a study: a bar in a terminal, a line for each finished run elsewhere."""
-
-    def __init__(self, console: Console, quiet: bool) -> None:
-        self.console, self.quiet = console, quiet
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(table_column=Column(no_wrap=True)),
-            TextColumn("steps,"),
-            TimeElapsedColumn(table_column=Column(no_wrap=True)),
-            TextColumn("so far,"),
-            TimeRemainingColumn(table_column=Column(no_wrap=True)),
-            TextColumn("left"),
-            console=console,
-            transient=True,
-            disable=quiet or not console.is_terminal,
-            speed_estimate_period=300,
-            expand=True,
-        )
-        self.task = self.progress.add_task("starting", total=None)
-        self._runs = self._number = self._steps = self._done = 0
-
-    def __enter__(self) -> Watch:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def expect(self, runs: int, unfinished: int, steps: int) -> None:
-        """Of so many runs so many are unfinished, each of so many steps."""
-        self._runs, self._number, self._steps = runs, runs - unfinished, steps
-        self.progress.update(self.task, total=unfinished * steps)
-
-    def run_starts(self, row: Row, seed: int, steps_done: int) -> None:
-        number = f"{min(self._number + 1, self._runs)}/{self._runs}"
-        name, numbers = Text(row.name), f" {number} , seed {seed}"
-        name.truncate(max(10, self.progress.console.width - NUMBERS_WIDTH - len(numbers)), overflow="ellipsis")
-        self.progress.update(self.task, description=f"{number} {name.plain}, seed {seed}")
-        self._done = steps_done
-        self._leave_out(steps_done)
-
-    def step_done(self) -> None:
-        self._done += 1
-        self.progress.advance(self.task)
-
-    def run_is_others(self, row: Row, seed: int) -> None:
-        self._number += 1
-        self._leave_out(self._steps)
-
-    def run_ends(self, result: Result) -> None:
-        self._number += 1
-        self._leave_out(self._steps - self._done)
-        self._done = 0
-        if not self.quiet:
-            name = f"{result['row']}, seed {result['seed']}"
-            text = f"{name}: top-1 {100 * result['top1']:.2f} % in {result['seconds']:.0f} s"
-            self.progress.console.print(text, highlight=False, soft_wrap=True)
-
-    def _leave_out(self, steps: int) -> None:
-        """Steps that nobody has to wait for: counted as done, they would make the others look fast."""
-        total = self.progress.tasks[0].total or 0
-        self.progress.update(self.task, total=max(0, total - steps))
+    with_top5 = any(line.top5 for line in lines)
+    table = new_table(*report.header(lines))
+    table.pad_edge = False
+    for line in lines:
+        name, *values = report.cells(line, with_top5)
+        table.add_row(report.wrapped(name, NAME_WIDTH), *values)
+    console.print(title, style="bold")
+    # whole, where it is wider than the terminal or what a log takes for one
+    width = max(console.width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
+    Console(highlight=False, width=width).print(table)
+    console.print(report.NOTE + "\n")
