@@ -14,6 +14,7 @@ Runs of one kind are numbered. A cell is the median over runs, with the smallest
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import statistics
@@ -123,6 +124,7 @@ def write(page: Path, name: str, content: str) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     layers, steps, kept = rows_of("layer-cpu"), rows_of("resnet50-cpu"), rows_of("resnet50-kept-memory-cpu")
     page = ROOT / "docs" / "performance.md"
     layers_note = f"{machine(layers[0])}; {layers[0]['rounds']} rounds a run"

@@ -57,7 +57,7 @@ def test_the_layers_of_a_network_of_your_own(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (("torchvision:vgg11",), "VGG has no group layer3 of torchvision's or timm's BasicBlock or Bottleneck; "
-         "insert_dropblock(model, where) takes any network; here with --where GLOB"),
+         "insert_dropblock(model, where) takes any network; here --where GLOB names the modules that it is to follow"),
         (("torchvision:resnet18", "-i", "224"), "--input-size must be the shape of the input, such as 1x3x224x224"),
         (("torchvision:resnet18", "-i", "1x1x64x64"), "the model does not run on an input of shape (1, 1, 64, 64)"),
         (("torchvision:resnet18", "-k", "2"), "keep_prob must be a number in [0, 1], got 2.0"),

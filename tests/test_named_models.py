@@ -1,5 +1,7 @@
 """Networks by name."""
 
+import sys
+
 import pytest
 import timm
 import torchvision
@@ -34,6 +36,14 @@ def test_a_backbone_is_not_downloaded_either(name, monkeypatch):
 def test_a_file_and_a_module(file):
     assert isinstance(named_models.build(f"{file}:build"), nn.Sequential)
     assert isinstance(named_models.build("torch.nn:ReLU"), nn.ReLU)
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_what_is_not_installed_is_said(library, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, "torchvision.models")
+    with pytest.raises(ValueError, match=f"^{library} is not installed; run: pip install {library}$"):
+        named_models.build(f"{library}:resnet18")
 
 
 @pytest.mark.parametrize(

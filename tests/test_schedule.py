@@ -245,11 +245,12 @@ def test_names_that_would_be_alike_without_what_wrappers_put_in():
 
 
 def test_a_curve_that_fails_changes_nothing():
-    model = network()
-    other = KeepProbSchedule(model, 10, curve=lambda p: 2.0 if p > 0.5 else p)
+    model, highest = network(), 1.0
+    other = KeepProbSchedule(model, 10, curve=lambda p: highest * p)
+    highest = 2.0
     state = KeepProbSchedule(network(), 10, start_step=8).state_dict() | {"curve": "<lambda>"}
     state["keep_prob"] = dict.fromkeys(TARGETS, 0.1)
-    with pytest.raises(ValueError, match="the strength that curve returned"):
+    with pytest.raises(ValueError, match=r"the strength that curve returned for progress 0\.8"):
         other.load_state_dict(state)
     assert (other.steps, keep_probs(model)) == (0, [1.0, 1.0])
 
@@ -316,8 +317,13 @@ def test_a_loop_that_was_killed_and_resumed_gives_the_same_weights(stop_at):
         ((network(), 10), {"start_step": -1}, ValueError, "start_step must be an int of at least 0"),
         ((network(), 10), {"curve": "fast"}, ValueError, "curve must be one of linear, cosine, constant, step"),
         ((network(), 10), {"curve": 3}, TypeError, "curve must be one of"),
-        ((network(), 10), {"curve": lambda p: 2.0}, ValueError, "the strength that curve returned must be a number in"),
-        ((network(), 10), {"curve": lambda p: None}, TypeError, "the strength that curve returned must be"),
+        ((network(), 10), {"curve": lambda p: None}, TypeError, "the strength that curve returned for progress 0 must"),
+        (
+            (network(), 1000),
+            {"curve": lambda p: 1.2 * p},
+            ValueError,
+            r"for progress 0\.84 must be a number in \[0, 1\]",
+        ),
     ],
 )
 def test_errors(arguments, options, error, message):

@@ -15,6 +15,13 @@ def test_parsed_size():
             terminal.parsed_size("SIZE", bad)
 
 
+def test_unwrapped():
+    assert (
+        terminal.unwrapped("One,\n    and more.\n\n    [b]two[/]  and\n    three\n    ")
+        == "One, and more.\n\n[b]two[/]  and three"
+    )
+
+
 def test_one_of():
     assert terminal.one_of("--mode", "eager", ("eager", "compiled")) == "eager"
     with pytest.raises(ValueError, match="^--mode must be one of eager, compiled, got 'fast'"):

@@ -24,6 +24,12 @@ _SWAPPED = (
 )
 
 
+def nothing_misplaced(function: str, misplaced: tuple[object, ...]) -> None:
+    """What the stars in a signature take in, which is typed so that a type checker accepts nothing there."""
+    if misplaced:
+        raise TypeError(f"{function} takes nothing by position after block_size, got {misplaced[0]!r}{_SWAPPED}")
+
+
 def positive_ints(name: str, value: object, dims: int | None) -> tuple[int, ...]:
     """A positive int or a sequence of them as a tuple; an int is repeated `dims` times, once if `dims` is None."""
     entries = value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else (value,)

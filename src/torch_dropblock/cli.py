@@ -29,6 +29,7 @@ from .terminal import (
     parsed_size,
     print_clamped,
     print_path,
+    unwrapped,
     writable,
 )
 
@@ -73,6 +74,7 @@ def options(
     [cyan]torch-dropblock bench[/]  what the layer costs on this machine
 
     [cyan]torch-dropblock compare[/]  which regulariser wins, on real images
+
     [cyan]torch-dropblock playground[/]  try the settings on a picture, in the browser
     """
 
@@ -234,3 +236,5 @@ app.command()(one_line_errors(summary))
 app.command()(one_line_errors(bench))
 app.command()(one_line_errors(compare))
 app.command()(one_line_errors(one_thread()(playground)))
+for command in app.registered_commands:
+    command.help = unwrapped(command.callback.__doc__ or "")

@@ -49,7 +49,7 @@ def summary(
 
     [cyan]torch-dropblock summary timm:resnet18 --progress 0.5[/]  halfway through the training
 
-    [cyan]torch-dropblock summary torchvision:vgg11_bn --where 'features.2[0-9]'[/]
+    [cyan]torch-dropblock summary torchvision:vgg11_bn --where 'features.2[36]'[/]
 
     [cyan]torch-dropblock summary my_net.py:build -i 1x1x64x64[/]  layers that your own network has
     """
@@ -71,7 +71,7 @@ def summary(
         try:
             insert_dropblock_resnet(network, block_size=block, keep_prob=keep, rate=kind)
         except ValueError as error:
-            raise ValueError(f"{error}; here with --where GLOB") from None
+            raise ValueError(f"{error}; here --where GLOB names the modules that it is to follow") from None
     if progress is not None:
         KeepProbSchedule(network, STEPS, curve=curve, start_step=round(progress * STEPS))
     table = str(dropblock_summary(network, shape))

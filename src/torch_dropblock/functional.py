@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 import torch.fx
@@ -19,7 +20,7 @@ from .rng import draw_rng_number, draw_rng_seed
 def drop_block1d(
     input: Tensor,
     block_size: int | Sequence[int],
-    *,
+    *_misplaced: NoReturn,
     keep_prob: float | Tensor = 0.9,
     rate: Rate = "exact",
     share_channels: bool = False,
@@ -33,13 +34,14 @@ def drop_block1d(
         >>> drop_block1d(torch.ones(4, 8, 100), 5, keep_prob=0.9).shape
         torch.Size([4, 8, 100])
     """
+    checks.nothing_misplaced("drop_block1d", _misplaced)
     return _drop_block(1, input, block_size, keep_prob, rate, share_channels, training, inplace, generator)
 
 
 def drop_block2d(
     input: Tensor,
     block_size: int | Sequence[int],
-    *,
+    *_misplaced: NoReturn,
     keep_prob: float | Tensor = 0.9,
     rate: Rate = "exact",
     share_channels: bool = False,
@@ -84,13 +86,14 @@ def drop_block2d(
         >>> round((y == 0).float().mean().item(), 2), round(y.mean().item(), 4)
         (0.1, 1.0)
     """
+    checks.nothing_misplaced("drop_block2d", _misplaced)
     return _drop_block(2, input, block_size, keep_prob, rate, share_channels, training, inplace, generator)
 
 
 def drop_block3d(
     input: Tensor,
     block_size: int | Sequence[int],
-    *,
+    *_misplaced: NoReturn,
     keep_prob: float | Tensor = 0.9,
     rate: Rate = "exact",
     share_channels: bool = False,
@@ -104,6 +107,7 @@ def drop_block3d(
         >>> drop_block3d(torch.ones(2, 4, 8, 16, 16), (3, 5, 5), keep_prob=0.9).shape
         torch.Size([2, 4, 8, 16, 16])
     """
+    checks.nothing_misplaced("drop_block3d", _misplaced)
     return _drop_block(3, input, block_size, keep_prob, rate, share_channels, training, inplace, generator)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +31,14 @@ class DropBlockNd(nn.Module):
     def __init__(
         self,
         block_size: int | Sequence[int],
-        *,
+        *_misplaced: NoReturn,
         keep_prob: float = 0.9,
         rate: Rate = "exact",
         share_channels: bool = False,
         inplace: bool = False,
     ) -> None:
         super().__init__()
+        checks.nothing_misplaced(type(self).__name__, _misplaced)
         sizes = checks.positive_ints("block_size", block_size, self.dims)
         self.block_size: int | tuple[int, ...] = sizes if isinstance(block_size, Sequence) else sizes[0]
         self.keep_prob = keep_prob

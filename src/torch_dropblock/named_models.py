@@ -69,7 +69,9 @@ def _imported(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed, or is not on Python's path") from None
+        missing = str(error.name).partition(".")[0]
+        hint = f"; run: pip install {missing}" if missing in _LIBRARIES else ", or is not on Python's path"
+        raise ValueError(f"{missing} is not installed{hint}") from None
 
 
 def _close_to(name: str, names: Sequence[str]) -> str:

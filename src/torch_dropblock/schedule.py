@@ -61,7 +61,7 @@ class KeepProbSchedule:
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: an argument is out of its range, the model has no DropBlock layer, or the curve gives no
-            strength in [0, 1].
+            strength in [0, 1], for which a function is tried at every hundredth.
         RuntimeError: layers that were inserted are no longer there; looked for again at every step.
 
     Source: section 3 of the paper, "Scheduled DropBlock".
@@ -84,6 +84,8 @@ class KeepProbSchedule:
         self.curve = CURVES[_known(curve)] if isinstance(curve, str) else curve
         if not callable(self.curve):
             raise TypeError(f"curve must be one of {', '.join(CURVES)} or a function, got {curve!r}")
+        for percent in range(101):  # rather than when the training gets there
+            _strength(self.curve, percent / 100)
         self._present: list[sites.Site] = []
         self._seen: dict[str, DropBlockNd] = {}
         self._known_to_be_off: set[str] = set()
@@ -186,7 +188,7 @@ class KeepProbSchedule:
 
 
 def _strength(curve: Curve, progress: float) -> float:
-    return checks.probability("the strength that curve returned", curve(min(progress, 1.0)))
+    return checks.probability(f"the strength that curve returned for progress {progress:g}", curve(progress))
 
 
 def _renamed(targets: dict[str, float], names: list[str]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,11 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
             fail(str(error))
 
     return run
+
+
+def unwrapped(docstring: str) -> str:
+    """Without the line breaks inside its paragraphs: a terminal has a width of its own."""
+    return "\n\n".join(paragraph.replace("\n", " ") for paragraph in inspect.cleandoc(docstring).split("\n\n"))
 
 
 @contextmanager
