@@ -43,8 +43,8 @@ def use_backend(name: str) -> Iterator[None]:
 
     Args:
         name: `"triton"`, `"native"`, `"sparse"` or `"reference"`; or `"auto"`, the default: Triton for CUDA tensors
-            where it can be imported, the native library for CPU tensors where it was built and serves them, and else
-            the sparse path.
+            where it can be imported and the device is of compute capability 8.0 or more, the native library for CPU
+            tensors where it was built and serves them, and else the sparse path.
 
     Raises:
         TypeError, ValueError: `name` is none of these. A call that the path cannot serve raises a ValueError too.

@@ -49,11 +49,11 @@ def drop_block2d(
     inplace: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Drop contiguous blocks of feature maps and scale the rest, so that their mean is kept.
+    """Drop contiguous blocks of feature maps and scale the rest by the number of units over the number kept.
 
     Every sample and channel has blocks of its own, each whole inside the map. A dropped unit becomes 0 whatever it
-    held, inf and NaN included, and so does its gradient; a kept one is multiplied by the number of units over the
-    number kept, counted over the whole tensor.
+    held, inf and NaN included, and so does its gradient. What is kept is counted over the whole tensor, so a tensor of
+    ones keeps its mean.
 
     Args:
         input: feature maps of shape (N, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64, any strides.
