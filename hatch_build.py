@@ -6,6 +6,7 @@ Without one the package is built all the same, of Python alone. TORCH_DROPBLOCK_
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,32 +24,38 @@ FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fno-ma
 class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         package = Path(self.root, "src", "torch_dropblock")
-        library = package / "_native.so"
+        self.folder = tempfile.TemporaryDirectory()
+        library = (package if version == "editable" else Path(self.folder.name)) / "_native.so"
         library.unlink(missing_ok=True)
         missing = why_not(package / "native.c", library)
         if missing:
             self.app.display_info(f"without the native library: {missing}")
             return
         self.app.display_info("with the native library")
-        build_data["artifacts"].append("src/torch_dropblock/_native.so")
+        if version != "editable":  # which has it beside its source
+            build_data["force_include"][str(library)] = "torch_dropblock/_native.so"
         build_data["pure_python"] = False
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{platform}"  # it knows nothing of Python's version
+
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        self.folder.cleanup()
 
 
 def why_not(source: Path, library: Path) -> str:
     """Compile the library; why it cannot be done, if so."""
     if os.environ.get("TORCH_DROPBLOCK_NATIVE") == "0":
         return "TORCH_DROPBLOCK_NATIVE is 0"
-    compiler = shutil.which(os.environ.get("CC", "gcc"))
-    if not sys.platform.startswith("linux") or compiler is None:
+    compiler = shlex.split(os.environ.get("CC", "gcc"))
+    if not sys.platform.startswith("linux") or shutil.which(compiler[0]) is None:
         return "it takes Linux, where PyTorch's threads are those of GCC's OpenMP library, and GCC"
     with tempfile.TemporaryDirectory() as folder:
         compiled = str(Path(folder, "native.o"))
         # in two steps: -fopenmp at the second one would add a second OpenMP library to that of PyTorch
         for command in ([*FLAGS, "-c", str(source), "-o", compiled], ["-shared", compiled, "-o", str(library)]):
-            done = subprocess.run([compiler, *command], capture_output=True, text=True, check=False)
+            done = subprocess.run([*compiler, *command], capture_output=True, text=True, check=False)
             if done.returncode:
                 library.unlink(missing_ok=True)
-                return f"{compiler} failed\n{done.stderr}"
+                return f"{compiler[0]} failed\n{done.stderr}"
     return ""

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from torch.autograd import forward_ad
+from torch.autograd import forward_ad, functional
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
-from torch_dropblock import drop_block1d, drop_block2d, drop_block3d
+from torch_dropblock import drop_block1d, drop_block2d, drop_block3d, use_backend
 
 # torch's own forward-mode rules still use its deprecated torch.jit.script when they are first loaded
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
@@ -229,3 +229,30 @@ def test_inplace_under_vmap_on_shared_memory_is_refused_before_anything_is_writt
         with pytest.raises(ValueError, match="elements may share memory"):
             vmap(lambda factor: drop(x, inplace=True) * factor, randomness=randomness)(torch.ones(5))
     assert torch.equal(x, torch.ones_like(x))
+
+
+# --- the older vmap of torch.autograd ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share_channels", [False, True])
+@pytest.mark.parametrize("backend", ["auto", "sparse", "reference"])
+def test_batched_gradients_go_through_the_one_mask(backend, share_channels):
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64, requires_grad=True)
+    with use_backend(backend):
+        y = drop(x, share_channels=share_channels)
+    grads = torch.randn(4, *y.shape, dtype=torch.float64)
+    (together,) = torch.autograd.grad(y, x, grads, is_grads_batched=True, retain_graph=True)
+    one_by_one = [torch.autograd.grad(y, x, grad, retain_graph=True)[0] for grad in grads]
+    assert torch.equal(together, torch.stack(one_by_one))
+    assert (together == 0).any()
+
+
+def test_vectorised_jacobian_and_hessian():
+    layer = same_mask(lambda x, **options: drop_block2d(x, 2, **options))
+    x = torch.randn(1, 2, 4, 3, dtype=torch.float64)
+    for derivative, function in (
+        (functional.jacobian, layer),
+        (functional.hessian, lambda x: (layer(x * x) * x).sum()),
+    ):
+        assert torch.allclose(derivative(function, x, vectorize=True), derivative(function, x))
+    assert torch.autograd.gradcheck(layer, (x.requires_grad_(),), check_batched_grad=True)

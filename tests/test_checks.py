@@ -157,6 +157,12 @@ def test_bad_feature_map(value, dims, error, words):
         checks.feature_map(value, dims)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_a_nested_tensor_is_no_feature_map():
+    with pytest.raises(TypeError, match="^input must be .* got a nested one"):
+        checks.feature_map(torch.nested.nested_tensor([torch.ones(3, 4, 4), torch.ones(3, 5, 4)]), 2)
+
+
 def test_writable():
     leaf = torch.ones(2, 3, 4, 4, requires_grad=True)
     with pytest.raises(ValueError, match="^inplace=True is not possible on a leaf tensor that requires grad"):
@@ -172,11 +178,43 @@ def test_writable():
 
 @pytest.mark.parametrize("split", [lambda x: x.chunk(2), lambda x: x.split([1, 1]), lambda x: x.split(1), torch.unbind])
 def test_writable_on_one_of_several_views(split):
-    view = split(torch.ones(2, 3, 4, 4, requires_grad=True) * 1)[0]
-    with pytest.raises(ValueError, match="^inplace=True is not possible on one of several views made at once"):
-        checks.writable(view)
+    several = split(torch.ones(2, 3, 4, 4, requires_grad=True) * 1)
+    for view in (several[0], several[0][:], several[0].view(-1, 4)):
+        with pytest.raises(ValueError, match="^inplace=True is not possible on a view made with others at once"):
+            checks.writable(view)
     with pytest.raises(RuntimeError, match="view"):  # autograd itself says so, but only after the write
         view.mul_(1)
+
+
+class Halved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x[:1]
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.cat([grad, torch.zeros_like(grad)])
+
+
+def test_writable_on_views_that_autograd_cannot_follow():
+    x = torch.ones(2, 3, 4, 4, requires_grad=True) * 1
+    with torch.no_grad():
+        silent = x[:1]
+    for view, words in ((silent, "under no_grad"), (Halved.apply(x), r"by an autograd\.Function")):
+        with pytest.raises(ValueError, match=f"^inplace=True is not possible on a view made {words}"):
+            checks.writable(view)
+        with torch.no_grad():
+            checks.writable(view)
+    checks.writable(x.detach())
+    checks.writable(x.detach()[:1])
+
+
+def test_writable_on_a_tensor_of_inference_mode():
+    with torch.inference_mode():
+        x = torch.ones(2, 3, 4, 4)
+        checks.writable(x)
+    with pytest.raises(ValueError, match="outside inference mode on a tensor made in it"):
+        checks.writable(x)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor.utils import run_fw_bw_and_get_code
+from torch.func import grad, vmap
 from torch.utils.checkpoint import checkpoint
 
 from torch_dropblock import (
@@ -145,7 +146,9 @@ def test_the_same_rng_seed_gives_the_values_and_gradients_of_eager_mode(dtype, m
     shape, rng_seed, keep_prob = (8, 6, 20, 17), torch.tensor(20181030), torch.tensor(0.8, dtype=torch.float64)
     gamma = geometry.gamma((20, 17), (5, 3), 0.8, "exact")
     blocks = Blocks((8, 6), (20, 17), (5, 3), gamma, shared=(1,) if share_channels else ())
-    function = compile(lambda x: compiled._Apply.apply(x, rng_seed, keep_prob, (5, 3), "exact", share_channels))
+    function = compile(
+        lambda x: compiled._Apply.apply(x, rng_seed, keep_prob, (5, 3), "exact", share_channels, "sparse")
+    )
     one, other = (torch.randn(shape).to(dtype).to(memory_format=memory_format) for _ in range(2))
     x, again = one.clone().requires_grad_(), one.clone().requires_grad_()
     y, expected = function(x), ApplyBlocks.apply(again, rng_seed, blocks, Scale(), False)
@@ -295,6 +298,20 @@ def test_operators_are_what_they_say(lead, size, block, share_channels, channels
     assert mask.dtype == torch.uint8
     if mask.numel():
         assert scale.item() == mask.numel() / max((mask == 0).sum().item(), 1)
+
+
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_per_sample_gradients(randomness):
+    def loss(x):
+        y = drop_block2d(x, 3, keep_prob=0.7)
+        return (y * y).sum() / 2, y
+
+    function = torch.compile(vmap(grad(loss, has_aux=True), randomness=randomness), backend="aot_eager", fullgraph=True)
+    x = torch.ones(3, 4, 8, 12, 12)
+    gradients, y = function(x)
+    assert torch.allclose(gradients, y * y.max())
+    assert y.max().item() == pytest.approx(y.numel() / (y != 0).sum().item())  # one count for all
+    assert torch.equal(y[0] == 0, y[1] == 0) == (randomness == "same")
 
 
 def test_export_of_an_eval_model_has_no_trace_of_the_layer():

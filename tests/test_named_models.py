@@ -40,8 +40,9 @@ def test_a_file_and_a_module(file):
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_what_is_not_installed_is_said(library, monkeypatch):
-    monkeypatch.setitem(sys.modules, library, None)
-    monkeypatch.delitem(sys.modules, "torchvision.models")
+    for name in (library, "torchvision.models"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [])
     with pytest.raises(ValueError, match=f"^{library} is not installed; run: pip install {library}$"):
         named_models.build(f"{library}:resnet18")
 
@@ -55,7 +56,8 @@ def test_what_is_not_installed_is_said(library, monkeypatch):
         ("torchvision:resnet5", "torchvision has no model 'resnet5'; close to it: resnet50"),
         ("timm:resnet5O", "timm has no model 'resnet5O'; close to it: resnet50"),
         ("not_there.py:build", "there is no file not_there.py"),
-        ("not_there:build", "not_there is not installed"),
+        ("not_there:build", "not_there is not installed, or is not on Python's path"),
+        ("timm.not_there:build", r"timm\.not_there is not installed, or is not on Python's path"),
         ("FILE:buidl", "has no function 'buidl'; close to it: build"),
         ("FILE:number", "has no function 'number'"),
         ("FILE:empty", "must return a torch.nn.Module, it returned a NoneType"),

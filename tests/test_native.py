@@ -5,6 +5,7 @@ import itertools
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,21 +128,23 @@ def test_what_is_not_served():
 
 
 def test_a_library_that_makes_something_else_is_left_out(monkeypatch):
-    assert native._load() is not None
+    file = Path(native.LIBRARY._name)
+    assert not isinstance(native._load(file), str)
     with monkeypatch.context() as patch:
         patch.setattr(native, "INTERFACE", native.INTERFACE + 1)
-        assert native._load() is None
+        assert native._load(file) == "it was built of another version of this package"
     with monkeypatch.context() as patch:
         patch.setattr(drawing, "draw_seeds", lambda rng_seed, blocks: torch.tensor([1, 5, 9]))
-        assert native._load() is None
+        assert native._load(file) == "it does not draw what this version of PyTorch draws"
     with monkeypatch.context() as patch:
         patch.setattr(sparse, "apply_blocks", lambda input, out, seeds, blocks: (out.copy_(input), 1.0)[1])
-        assert native._load() is None
+        assert native._load(file) == "it does not draw what this version of PyTorch draws"
 
 
-def test_a_library_that_was_not_built_is_left_out(monkeypatch, tmp_path):
-    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
-    assert native._load() is None
+def test_a_library_that_was_not_built_or_cannot_be_loaded_is_left_out(tmp_path):
+    assert native._load(tmp_path / "_native.so") == "it was not built when the package was installed"
+    (tmp_path / "_native.so").write_bytes(b"no library")
+    assert native._load(tmp_path / "_native.so").startswith("it cannot be loaded (")
 
 
 def test_it_can_be_left_out_for_a_while():

@@ -1,11 +1,13 @@
 """The stream of numbers: SplitMix64, uniform, the same from any index on."""
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_dropblock.rng import Stream, draw_rng_number, draw_rng_seed, hashed_uniforms
 
@@ -23,6 +25,16 @@ def splitmix64(seed, index):
 def uniform(word):
     """The word, as a signed integer, between -2^63 and 2^63, moved to [0, 1]."""
     return float(word - (1 << 64) if word >> 63 else word) * 2.0**-64 + 0.5
+
+
+def test_the_first_draw_of_a_thread_may_be_among_fake_tensors():
+    def first():
+        with FakeTensorMode(allow_non_fake_inputs=True), contextlib.suppress(Exception):
+            draw_rng_number(None)
+        return draw_rng_number(torch.Generator().manual_seed(3))
+
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(first).result() == draw_rng_number(torch.Generator().manual_seed(3))
 
 
 def test_the_published_first_numbers_of_seed_0():

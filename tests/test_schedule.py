@@ -175,6 +175,33 @@ def test_names_that_gained_or_lost_a_prefix(before, after):
     assert model[3].keep_prob == pytest.approx(1 - 0.7 * 0.4)
 
 
+def test_a_training_that_ran_past_its_end_goes_on_there():
+    schedule = KeepProbSchedule(network(), 4, curve=lambda progress: 1 - (1 - progress) ** 2)
+    for _ in range(6):
+        schedule.step()
+    model = network()
+    other = KeepProbSchedule(model, 4, curve=schedule.curve)
+    other.load_state_dict(schedule.state_dict())
+    assert (other.steps, other.progress) == (6, 1.0)
+    assert keep_probs(model) == list(TARGETS.values())
+
+
+def test_a_step_that_fails_does_not_count():
+    model = network()
+    schedule = KeepProbSchedule(model, 10)
+    schedule.step()
+    model[1] = nn.Identity()
+    with pytest.raises(RuntimeError, match="no longer act"):
+        schedule.step()
+    assert schedule.steps == 1
+
+
+def test_the_state_of_a_bare_layer_has_a_name():
+    state = KeepProbSchedule(DropBlock2d(3), 10).state_dict()
+    with pytest.raises(ValueError, match="only in the state: ''$"):
+        KeepProbSchedule(network(), 10).load_state_dict(state)
+
+
 def test_a_state_of_other_layers_changes_nothing():
     schedule = KeepProbSchedule(network(), 10, start_step=7)
     state = schedule.state_dict()
@@ -182,7 +209,7 @@ def test_a_state_of_other_layers_changes_nothing():
     state["keep_prob"]["9"] = 0.5
     model = network()
     other = KeepProbSchedule(model, 10)
-    with pytest.raises(ValueError, match="only in the model: 3; only in the state: 9"):
+    with pytest.raises(ValueError, match="only in the model: '3'; only in the state: '9'"):
         other.load_state_dict(state)
     assert other.steps == 0
     assert keep_probs(model) == [1.0, 1.0]
@@ -342,6 +369,10 @@ def test_layers_that_are_off_while_the_model_trains_are_told_once():
     model[2].eval()
     with pytest.warns(UserWarning, match=r"2 of its 2 DropBlock layers are not and drop nothing: 1, 2\."):
         schedule.step()
+    schedule.step()
+    model[1].train()
+    schedule.step()
+    model[1].eval()
     schedule.step()
     model.eval()
     KeepProbSchedule(model, 10).step()

@@ -11,7 +11,16 @@ import pytest
 import torch
 from torch import fx, nn
 
-from torch_dropblock import DropBlock1d, DropBlock2d, DropBlock3d, backends, insert_dropblock, sites
+from torch_dropblock import (
+    DropBlock1d,
+    DropBlock2d,
+    DropBlock3d,
+    KeepProbSchedule,
+    backends,
+    insert_dropblock,
+    remove_dropblock,
+    sites,
+)
 
 
 class Returns(nn.Module):
@@ -223,6 +232,49 @@ def test_what_a_module_only_passes_on_is_never_written_into():
     x, dropped = model(torch.ones(2, 8, 12, 12))
     assert torch.equal(x, torch.ones_like(x))
     assert (dropped == 0).any()
+
+
+class First(nn.Module):
+    def forward(self, x):
+        return x[0]
+
+
+class Named(nn.Module):
+    def forward(self, *, image):
+        return image
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize(
+    ("build", "call"),
+    [
+        (lambda: nn.Unflatten(2, (8, 8)), lambda module, x: module(x.flatten(2))),
+        (First, lambda module, x: module([x])),
+        (First, lambda module, x: module(x.expand(1, *x.shape))),
+        (Named, lambda module, x: module(image=x)),
+    ],
+)
+def test_nor_is_a_view_of_it_nor_what_was_given_by_name(build, call, inference):
+    model = nn.Sequential(build())
+    insert_dropblock(model, "0", inplace=True, block_size=3, keep_prob=0.5)
+    with torch.inference_mode(inference):
+        x = torch.ones(2, 8, 8, 8)
+        dropped = call(model[0], x)
+        assert torch.equal(x, torch.ones_like(x))
+        assert (dropped == 0).any()
+
+
+def test_a_removal_from_a_part_is_no_loss():
+    model = nn.Sequential(network(), network())
+    insert_dropblock(model, "*.1", keep_prob=0.8)
+    schedule = KeepProbSchedule(model, 10)
+    assert remove_dropblock(model[0]) == 1
+    assert list(sites.find(model)) == ["0.3", "1.1", "1.3"]
+    with pytest.raises(RuntimeError, match="no longer act, since they were removed, or"):
+        schedule.step()
+    insert_dropblock(model[0], "1")
+    KeepProbSchedule(model, 10).step()
+    assert remove_dropblock(model) == 2
 
 
 def test_what_was_inserted_is_known_in_a_network_built_of_the_parts_of_another():

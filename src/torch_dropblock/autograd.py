@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import backends, checks, drawing, native, sparse
+from . import backends, checks, drawing, native, reference, sparse
 from .drawing import Blocks
 from .rng import RngSeed
 
@@ -38,8 +38,7 @@ def drop(input: Tensor, rng_seed: RngSeed, blocks: Blocks, scale: Scale, inplace
         backends.triton_launch().drop(input, output, rng_seed, blocks, scale.gap)  # type: ignore[union-attr]
         return output
     if scale.backend == "reference":
-        dropped = ~backends.reference_kept(rng_seed, blocks)
-        return output.copy_(sparse.masked(input, dropped, sparse.scale_of(dropped)))
+        return output.copy_(reference.drop_block(input, backends.reference_kept(rng_seed, blocks)))
     plan = native.plan(input, output, blocks) if scale.backend == "native" else None
     if plan is None or isinstance(scale.value, Tensor):
         seeds = drawing.draw_seeds(rng_seed, blocks)
@@ -73,6 +72,8 @@ class ApplyBlocks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rng_seed = _rng_seed_of(ctx)
+        if torch._C._functorch.is_legacy_batchedtensor(grad):
+            return _of_several(grad, rng_seed, ctx.blocks, ctx.scale), None, None, None, None
         again = ApplyBlocks.apply if torch.is_grad_enabled() or transformed() else drop
         return again(grad, rng_seed, ctx.blocks, ctx.scale, False), None, None, None, None
 
@@ -119,6 +120,21 @@ class Plain(torch.autograd.Function):
         return output
 
     backward = ApplyBlocks.backward
+
+
+def _of_several(grads: Tensor, rng_seed: RngSeed, blocks: Blocks, scale: Scale) -> Tensor:
+    """The gradients of `is_grads_batched=True`, through one mask.
+
+    `torch.autograd` maps over them by a `vmap` of its own, older than that of `torch.func`, of which a Function is told
+    nothing: here it is left, for what it maps over to become one more leading dimension, and entered again.
+    """
+    level = torch._C._vmapmode_decrement_nesting() + 1
+    try:
+        together = torch._remove_batch_dim(grads, level, 0, 0)
+        blocks = blocks.batched(len(together), shared=True)
+        return torch._add_batch_dim(ApplyBlocks.apply(together, rng_seed, blocks, scale, False), 0, level)
+    finally:
+        torch._C._vmapmode_increment_nesting()
 
 
 def _rng_seed_of(ctx: Any) -> RngSeed:

@@ -86,7 +86,7 @@ def why_not_native(input: Tensor, blocks: Blocks) -> str:
     if input.device.type != "cpu":
         return f"it runs on the CPU, and the input is on {input.device}"
     if native.LIBRARY is None:
-        return "it was not built when the package was installed"
+        return native.WHY_NOT
     if input.dtype not in native.DTYPES:
         return f"it takes float32, bfloat16 and float64, and the input is {str(input.dtype).removeprefix('torch.')}"
     if native.plan(input, input, blocks) is None:

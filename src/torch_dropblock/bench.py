@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from . import __version__, native
 from .modules import DropBlock1d, DropBlock2d, DropBlock3d
+from .sparse import CHANNELS_LAST
 
 OURS, PRODUCT = "torch-dropblock", "x * c"
 # our layer where its native library was not built
@@ -66,9 +67,8 @@ class Case:
         return f"{'×'.join(map(str, self.shape))}, {self.kind}"
 
     def tensor(self) -> Tensor:
-        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
         x = torch.randn(self.shape, device=self.device).to(DTYPES[self.dtype])
-        return x.to(memory_format=formats[x.dim()]) if self.layout == "channels_last" else x
+        return x.to(memory_format=CHANNELS_LAST[x.dim()]) if self.layout == "channels_last" else x
 
 
 @dataclass(frozen=True)

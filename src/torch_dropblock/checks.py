@@ -32,38 +32,33 @@ def nothing_misplaced(function: str, misplaced: tuple[object, ...]) -> None:
 
 def positive_ints(name: str, value: object, dims: int | None) -> tuple[int, ...]:
     """A positive int or a sequence of them as a tuple; an int is repeated `dims` times, once if `dims` is None."""
-    entries = value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else (value,)
+    several = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    entries = tuple(value) if several else (value,) * (dims or 1)  # type: ignore[arg-type]
     wanted = "a positive int" if dims == 1 else f"a positive int or a sequence of {dims or '1 to 3'} of them"
-    checked = []
     for entry in entries:
-        try:
-            if isinstance(entry, (bool, Tensor)):
-                raise TypeError  # noqa: TRY301 - True is an int to Python and a slip to everyone else
-            number = operator.index(entry)  # type: ignore[arg-type]
-        except TypeError:
+        if not _is_int(entry):
             hint = _SWAPPED if name == "block_size" and isinstance(entry, float) else ""
-            raise TypeError(f"{name} must be {wanted}, got {value!r}{hint}") from None
-        if number < 1:
-            raise ValueError(f"{name} must be {wanted}, got {value!r}")
-        checked.append(number)
-    if len(checked) == 1 and dims is not None and entries is not value:
-        checked *= dims
-    if len(checked) != dims if dims is not None else not 1 <= len(checked) <= 3:
+            raise TypeError(f"{name} must be {wanted}, got {value!r}{hint}")
+    sizes = tuple(operator.index(entry) for entry in entries)  # type: ignore[arg-type]
+    right_length = 1 <= len(sizes) <= 3 if dims is None else len(sizes) == dims
+    if not right_length or min(sizes) < 1:
         raise ValueError(f"{name} must be {wanted}, got {value!r}")
-    return tuple(checked)
+    return sizes
 
 
 def whole_number(name: str, value: object, at_least: int) -> int:
     wanted = f"{name} must be an int of at least {at_least}"
-    try:
-        if isinstance(value, (bool, Tensor)):
-            raise TypeError  # noqa: TRY301
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{wanted}, got {value!r} of type {type(value).__name__}") from None
+    if not _is_int(value):
+        raise TypeError(f"{wanted}, got {value!r} of type {type(value).__name__}")
+    number = operator.index(value)  # type: ignore[arg-type]
     if number < at_least:
         raise ValueError(f"{wanted}, got {value!r}")
     return number
+
+
+def _is_int(value: object) -> bool:
+    """Also a NumPy integer; True is an int to Python and a slip to everyone else."""
+    return hasattr(value, "__index__") and not isinstance(value, (bool, Tensor))
 
 
 def probability(name: str, value: object) -> float:
@@ -118,8 +113,10 @@ def feature_map(value: object, dims: int) -> Tensor:
         raise TypeError(f"{wanted}, got a {type(value).__name__}")
     if value.dtype not in DTYPES:
         raise TypeError(f"input must be of dtype float16, bfloat16, float32 or float64, got {value.dtype}")
-    if value.layout != torch.strided:
-        raise TypeError(f"{wanted}, got one of layout {value.layout}")
+    if value.layout != torch.strided or value.is_nested:
+        raise TypeError(f"{wanted}, got {'a nested one' if value.is_nested else f'one of layout {value.layout}'}")
+    if type(value).__name__ == "DTensor":
+        raise TypeError(f"{wanted}, got a DTensor: call it on what its to_local() returns")
     if value.dim() not in (dims + 1, dims + 2):
         raise ValueError(f"{wanted}, got one of shape {tuple(value.shape)}")
     return value
@@ -128,16 +125,21 @@ def feature_map(value: object, dims: int) -> Tensor:
 def writable(value: Tensor) -> None:
     """Refuse to work in place where that would be wrong, before anything is written."""
     what = f"(input of shape {tuple(value.shape)} and strides {value.stride()})"
-    if value.requires_grad and torch.is_grad_enabled():
-        base = value if value._base is None else value._base
-        if base.is_leaf and base.requires_grad:
+    base = value if value._base is None else value._base
+    if torch.is_grad_enabled() and (value.requires_grad or base.requires_grad):
+        if value.requires_grad and base.is_leaf and base.requires_grad:
             kind = "leaf tensor" if base is value else "view of a leaf tensor"
             raise ValueError(f"inplace=True is not possible on a {kind} that requires grad {what}; use inplace=False")
-        if type(value.grad_fn).__name__ in _SEVERAL_VIEWS:
+        # how a view was made, if autograd cannot follow a write through it
+        made = "DEFAULT" if base is value else torch._C._autograd._get_creation_meta(value).name
+        if made != "DEFAULT":
             raise ValueError(
-                f"inplace=True is not possible on one of several views made at once, as by chunk() {what}; "
-                "use inplace=False"
+                f"inplace=True is not possible on a view made {_VIEWS.get(made, made)} {what}; use inplace=False"
             )
+    if value.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"inplace=True is not possible outside inference mode on a tensor made in it {what}; use inplace=False"
+        )
     if _may_overlap(value):
         raise ValueError(
             f"inplace=True is not possible on a tensor whose elements may share memory {what}; "
@@ -145,8 +147,13 @@ def writable(value: Tensor) -> None:
         )
 
 
-# what autograd calls a view that it cannot follow a write through
-_SEVERAL_VIEWS = {"SplitBackward0", "SplitWithSizesBackward0", "UnbindBackward0"}
+# what PyTorch calls ways to make views that autograd cannot follow a write through
+_VIEWS = {
+    "MULTI_OUTPUT_NODE": "with others at once, as by chunk(),",
+    "IN_CUSTOM_FUNCTION": "by an autograd.Function",
+    "NO_GRAD_MODE": "under no_grad",
+    "INFERENCE_MODE": "in inference mode",
+}
 
 
 def _may_overlap(value: Tensor) -> bool:

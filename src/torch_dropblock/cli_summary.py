@@ -68,6 +68,7 @@ def summary(
         if caught:
             raise ValueError(caught[0].message)
     elif not sites.present(network):
+        checks.positive_ints("block_size", block, 2)
         try:
             insert_dropblock_resnet(network, block_size=block, keep_prob=keep, rate=kind)
         except ValueError as error:

@@ -88,8 +88,7 @@ class Draw:
         lead, size, block_size = tuple(self.lead), tuple(self.size), tuple(self.block_size)
         if self.backend == "triton":
             kernel: Any = backends.triton_launch()
-            # the density is on the device, so any number stands for it here
-            blocks = Blocks.of(lead, size, block_size, 0.5, "paper", self.share_channels)
+            blocks = Blocks.of(lead, size, block_size, math.nan, "exact", self.share_channels)  # γ is on the device
             drawn = kernel.draw(rng_seed, blocks, density, count=count)
             words = kernel.channels_inside(drawn) if self.channels_last else drawn.words.view(torch.int32)
             return words, drawn.scale
@@ -138,6 +137,17 @@ def _redrawn(rng_seed: Tensor, density: Tensor, *arguments: Any) -> Tensor:
     return Draw(*arguments).empty_mask(rng_seed.device)
 
 
+def _draw_mapped(
+    info: Any, in_dims: tuple[Any, ...], rng_seeds: Tensor, keep_prob: Tensor, *arguments: Any
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, None, None]]:
+    """`torch.vmap` with other masks for each: counted together, as in eager mode."""
+    if in_dims[1] is not None:
+        raise ValueError("keep_prob cannot be mapped over")
+    drawn = [draw(rng_seed, keep_prob, *arguments) for rng_seed in rng_seeds.unbind(in_dims[0])]
+    masks, scales, densities = zip(*drawn, strict=True)
+    return (torch.stack(masks), len(scales) / torch.stack(scales).reciprocal().sum(), densities[0]), (0, None, None)
+
+
 # What `torch.library.custom_op` makes, without its checks at every call, which take as long as the drawing. Where this
 # module was imported before they are there, and go with the first library.
 if not hasattr(torch.ops.torch_dropblock, "draw"):
@@ -149,6 +159,7 @@ if not hasattr(torch.ops.torch_dropblock, "draw"):
         OPERATORS.define(name + signature, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
         OPERATORS.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"torch_dropblock::{name}", fake, lib=OPERATORS)
+    torch.library.register_vmap("torch_dropblock::draw", _draw_mapped, lib=OPERATORS)
 # the mask, 1 where dropped and else 0; the scale of what is kept; and the density that `redraw` wants
 draw = torch.ops.torch_dropblock.draw.default
 # the mask that `draw` made
@@ -165,7 +176,7 @@ class _Apply(torch.autograd.Function):
         block_size: tuple[int, ...],
         rate: str,
         share_channels: bool,
-        backend: str = "sparse",
+        backend: str,
     ) -> Tensor:
         # that of the gradient is not known yet when the backward pass is traced; a shared mask has one channel
         packed_alike = backend == "triton" and share_channels
@@ -201,8 +212,18 @@ def drop_block(
         device = input.device if backend == "triton" else torch.device("cpu")
         keep_prob = torch.full((), keep_prob, dtype=torch.float64, device=device)
     rng_seed = draw_rng_seed(input.device, generator)
-    output: Tensor = _Apply.apply(input, rng_seed, keep_prob, block_size, rate, share_channels, backend)
+    apply = _apply if torch._C._are_functorch_transforms_active() else _Apply.apply
+    output: Tensor = apply(input, rng_seed, keep_prob, block_size, rate, share_channels, backend)
     return input.copy_(output) if inplace else output
+
+
+def _apply(input: Tensor, rng_seed: Tensor, keep_prob: Tensor, block_size: tuple[int, ...], *options: Any) -> Tensor:
+    """For `torch.func`, of whose transforms `_Apply` knows nothing: derived by PyTorch, which keeps the mask."""
+    rate, share_channels, backend = options
+    channels_last = _channels_innermost(input, len(block_size)) and not (backend == "triton" and share_channels)
+    arguments = *_shape_of(input, block_size), rate, share_channels, channels_last, backend
+    mask, scale, _ = draw(rng_seed, keep_prob, *arguments)
+    return _scale_and_zero(input, mask, scale, Draw(*arguments))
 
 
 def _scale_and_zero(input: Tensor, mask: Tensor, scale: Tensor, draw: Draw) -> Tensor:

@@ -27,7 +27,8 @@ DRAWN_AT_ONCE = 16384
 class Blocks:
     """Where blocks may fall in a tensor of shape `(*lead, *size)`, and how densely.
 
-    `shared` lists the leading dimensions along which one mask is repeated; a plane is an index into the others.
+    `shared` lists the leading dimensions along which one mask is repeated; a plane is an index into the others. γ, and
+    the `keep_prob` that it is solved for, are NaN where the device alone knows them.
     """
 
     lead: Size
@@ -42,7 +43,8 @@ class Blocks:
         """What the arguments of a layer come to for an input of this shape."""
         block = clamp(size, block_size)
         shared = (len(lead) - 1,) if share_channels else ()
-        return cls(lead, size, block, gamma(size, block, keep_prob, rate), shared)
+        density = keep_prob if math.isnan(keep_prob) else gamma(size, block, keep_prob, rate)
+        return cls(lead, size, block, density, shared)
 
     def __post_init__(self) -> None:
         self.valid = valid_region(self.size, self.block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -148,7 +149,7 @@ def _drop_block(
     gap = None
     if isinstance(keep_prob, Tensor):  # on a GPU: left there if γ can be solved there
         gap = backends.mean_gap(keep_prob, input.device, size, block_size, rate)
-        keep_prob = checks.probability("keep_prob", keep_prob) if gap is None else 0.5
+        keep_prob = checks.probability("keep_prob", keep_prob) if gap is None else math.nan
     if keep_prob == 1.0:
         return input
     blocks = Blocks.of(lead, size, block_size, keep_prob, rate, share_channels)

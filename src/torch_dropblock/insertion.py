@@ -103,7 +103,7 @@ def remove_dropblock(model: nn.Module) -> int:
     removed = 0
     for name, module in list(model.named_modules()):
         for hook in sites.hooks_of(module):
-            del module._forward_hooks[hook.key]
+            hook.remove(module)
             removed += 1
         if isinstance(module, sites.IdentityShortcut) and name:
             _put_none_back(model, name)

@@ -69,9 +69,8 @@ def _imported(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        missing = str(error.name).partition(".")[0]
-        hint = f"; run: pip install {missing}" if missing in _LIBRARIES else ", or is not on Python's path"
-        raise ValueError(f"{missing} is not installed{hint}") from None
+        hint = f"; run: pip install {error.name}" if error.name in _LIBRARIES else ", or is not on Python's path"
+        raise ValueError(f"{error.name} is not installed{hint}") from None
 
 
 def _close_to(name: str, names: Sequence[str]) -> str:

@@ -73,7 +73,7 @@ CLONES static void next_state(uint32_t *s)
     s[STATE - 1] = twist(s[STATE - 1], s[0], s[SHIFT - 1]);
 }
 
-/* The gaps that sparse.py makes of PyTorch's next numbers. The logarithm is not PyTorch's to the last bit: returned is
+/* The gaps that drawing.py makes of PyTorch's next numbers. The logarithm is not PyTorch's to the last bit: returned is
    whether a quotient is so close to an integer that the difference might matter. */
 CLONES static int next_gaps(const uint32_t *s, double rotation, double per_log, double most, double close, int32_t *gaps)
 {
@@ -114,7 +114,7 @@ CLONES static int next_gaps(const uint32_t *s, double rotation, double per_log, 
 /* What native.py expects of this file; raise both with every change of `Blocks` or of a function's arguments. */
 int drop_block_interface(void) { return 2; }
 
-/* `draw_seeds` of sparse.py: how many, or -1 if they must be drawn there. */
+/* `draw_seeds` of drawing.py: how many, or -1 if they must be drawn there. */
 int64_t drop_block_draw(const Blocks *b, uint64_t rng_seed, double close, int32_t *seeds, int64_t room)
 {
     uint32_t state[STATE] = {(uint32_t)rng_seed};

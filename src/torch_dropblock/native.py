@@ -40,19 +40,24 @@ class Layout(ctypes.Structure):
     )
 
 
-def _load() -> ctypes.CDLL | None:
+def _load(file: Path) -> ctypes.CDLL | str:
+    """The library, or why there is none."""
+    if not file.exists():
+        return "it was not built when the package was installed"
     try:
-        library = ctypes.CDLL(str(Path(__file__).with_name("_native.so")))
+        library = ctypes.CDLL(str(file))
         interface = library.drop_block_interface()
-    except (OSError, AttributeError):  # it was not built, is an old one, or PyTorch's threads are of another kind
-        return None
+    except (OSError, AttributeError) as error:  # PyTorch's threads may be of another kind
+        return f"it cannot be loaded ({error})"
+    if interface != INTERFACE:
+        return "it was built of another version of this package"
     pointer, integer, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
     library.drop_block_draw.argtypes = [pointer, ctypes.c_uint64, number, pointer, integer]
     library.drop_block_draw.restype = integer
     library.drop_block_apply.argtypes = [pointer, pointer, pointer, pointer, integer, number]
     library.drop_block.argtypes = [pointer, ctypes.c_uint64, number, pointer, pointer, number]
     library.drop_block_apply.restype = library.drop_block.restype = number
-    return library if interface == INTERFACE and _agrees(library) else None
+    return library if _agrees(library) else "it does not draw what this version of PyTorch draws"
 
 
 def _agrees(library: ctypes.CDLL) -> bool:
@@ -118,7 +123,9 @@ class Plan:
         return counted
 
 
-LIBRARY = _load()
+_LOADED = _load(Path(__file__).with_name("_native.so"))
+LIBRARY = None if isinstance(_LOADED, str) else _LOADED
+WHY_NOT = _LOADED if isinstance(_LOADED, str) else "it is left out"
 
 
 @contextmanager

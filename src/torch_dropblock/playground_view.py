@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from . import checks, geometry
 from .checks import Rate
+from .geometry import clamp
 from .modules import DropBlock2d
 from .photo import builtin_photo
 from .schedule import CURVES, KeepProbSchedule
@@ -153,7 +154,8 @@ class View:
     def block(self) -> tuple[int, int]:
         """What goes at once: a unit under Dropout, a whole channel under SpatialDropout, a block clamped to the map."""
         wanted = {"Dropout": (1, 1), "SpatialDropout": self.size}.get(self.settings.method, self.settings.block_size)
-        return min(self.size[0], wanted[0]), min(self.size[1], wanted[1])
+        height, width = clamp(self.size, wanted)
+        return height, width
 
     @property
     def keep_prob(self) -> float:

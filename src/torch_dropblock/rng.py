@@ -12,6 +12,7 @@ import threading
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 
 def _signed(word: int) -> int:
@@ -43,7 +44,7 @@ def draw_rng_number(generator: torch.Generator | None) -> int:
     the next large one could have had: it then takes new pages from the operating system.
     """
     if not hasattr(_MEMORY, "of_a_number"):
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), unset_fake_temporarily():
             _MEMORY.of_a_number = torch.empty((), dtype=torch.int64, device="cpu")
     return int(_MEMORY.of_a_number.random_(-(2**63), 2**63 - 1, generator=generator))
 

@@ -111,7 +111,11 @@ class KeepProbSchedule:
                 they follow were put into evaluation mode; once for each layer.
         """
         self.steps += 1
-        self._apply()
+        try:
+            self._apply()
+        except Exception:
+            self.steps -= 1
+            raise
         if self.model.training:
             self._warn_of_layers_that_are_off()
 
@@ -144,7 +148,7 @@ class KeepProbSchedule:
                 UserWarning,
                 stacklevel=3,
             )
-        self._known_to_be_off = set(names)
+        self._known_to_be_off.update(names)
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs: the steps taken, and each layer's own keep_prob by name."""
@@ -188,6 +192,7 @@ class KeepProbSchedule:
 
 
 def _strength(curve: Curve, progress: float) -> float:
+    progress = min(progress, 1.0)
     return checks.probability(f"the strength that curve returned for progress {progress:g}", curve(progress))
 
 
@@ -199,7 +204,7 @@ def _renamed(targets: dict[str, float], names: list[str]) -> dict[str, float]:
         mine, theirs = parts(names), parts(list(targets))
         if mine.keys() == theirs.keys() and len(mine) == len(names) and len(theirs) == len(targets):
             return {name: targets[theirs[part]] for part, name in mine.items()}
-    only = [sorted(a - b) for a, b in ((set(names), targets.keys()), (targets.keys(), set(names)))]
+    only = [sorted(map(repr, a - b)) for a, b in ((set(names), targets.keys()), (targets.keys(), set(names)))]
     raise ValueError(
         "the state is of a model with other DropBlock layers: "
         f"only in the model: {', '.join(only[0]) or 'none'}; only in the state: {', '.join(only[1]) or 'none'}"

@@ -15,8 +15,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from . import checks
@@ -41,9 +43,9 @@ class LostSitesError(RuntimeError):
 
     def __init__(self, names: list[str], done: str = "") -> None:
         super().__init__(
-            f"{len(names)} inserted DropBlock layer(s) no longer act, since the modules that they followed were "
-            f"replaced or taken out: {', '.join(names)}. Conversions such as convert_sync_batchnorm replace modules: "
-            f"insert after converting.{done}"
+            f"{len(names)} inserted DropBlock layer(s) no longer act, since they were removed, or the modules that "
+            f"they followed replaced or taken out: {', '.join(names)}. Conversions such as convert_sync_batchnorm "
+            f"replace modules: insert after converting.{done}"
         )
 
 
@@ -53,19 +55,25 @@ class Hook:
     It drops while the module is in training mode, or the layer itself is: that of an inserted layer starts as False.
     """
 
+    removed = False  # by `remove_dropblock`: not lost
+
     def __init__(self, name: str, layer: DropBlockNd) -> None:
         self.name = name
         self.layer = layer.eval()
 
     def register(self, module: nn.Module) -> None:
-        self.key = module.register_forward_hook(self).id
+        self.key = module.register_forward_hook(self, with_kwargs=True).id
+
+    def remove(self, module: nn.Module) -> None:
+        del module._forward_hooks[self.key], module._forward_hooks_with_kwargs[self.key]
+        self.removed = True
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Keep hooks that are registered from now on from taking the key, which another process may have given."""
         self.__dict__.update(state)
         RemovableHandle.next_id = max(RemovableHandle.next_id, self.key + 1)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         layer = self.layer
         if isinstance(output, Proxy):
             return self._trace(module, output)
@@ -77,9 +85,7 @@ class Hook:
             return output
         if output.dtype not in checks.DTYPES:
             raise self._no_feature_map(output)
-        # what a module only passes on belongs to others too
-        inplace = layer.inplace and all(output is not argument for argument in args)
-        return layer.drop(output, training, inplace)
+        return layer.drop(output, training, layer.inplace and not _belongs_to_others(output, (args, kwargs)))
 
     def _no_feature_map(self, output: Any) -> Exception:
         layer = self.layer
@@ -99,6 +105,14 @@ class Hook:
         """
         object.__setattr__(module, TRACED, copy.deepcopy(self.layer).train(module.training))
         return call_in_trace(output, module, TRACED)
+
+
+def _belongs_to_others(output: Tensor, inputs: Any) -> bool:
+    """Whether it is what the module was given, or may be a view of it."""
+    # a compiler finds memory by itself, and a tensor of inference mode does not know whether it is a view
+    if torch.compiler.is_compiling() or output.is_inference():
+        return True
+    return output._is_view() or any(output is leaf for leaf in tree_leaves(inputs))
 
 
 class IdentityShortcut(nn.Identity):
@@ -191,7 +205,7 @@ def lost(model: nn.Module) -> list[str]:
         if record:
             there = {id(hook) for part in module.modules() for hook in hooks_of(part)}
             for name, hook in record.items():
-                if id(hook) not in there:
+                if not hook.removed and id(hook) not in there:
                     names.setdefault(id(hook), ".".join(filter(None, (above, name))))
     return list(names.values())
 
