@@ -274,6 +274,39 @@ def test_an_unreadable_image_is_named(tmp_path, workers, damage):
         next(iter(loader))
 
 
+@pytest.mark.parametrize(("kind", "mode"), [("png", "I;16"), ("tif", "I;16"), ("tif", "I;16B")])
+def test_16_bit_levels_keep_their_order(tmp_path, kind, mode):
+    levels = np.linspace(0, 65535, 64).round().reshape(8, 8)
+    image = Image.frombytes(mode, (8, 8), levels.astype(">u2" if mode == "I;16B" else "<u2").tobytes())
+    image.save(tmp_path / f"a.{kind}")
+    read = np.asarray(data.read_image(str(tmp_path / f"a.{kind}")))
+    assert np.array_equal(read, np.repeat(levels[..., None] // 256, 3, axis=-1))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_levels_without_a_range_are_refused(tmp_path, dtype):
+    Image.fromarray(np.zeros((8, 8), dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(data.UnreadableImageError, match=r"a\.tif: its mode is [IF], whose levels have no range"):
+        data.read_image(str(tmp_path / "a.tif"))
+
+
+def test_rare_classes_are_in_each_part(tmp_path):
+    for name, number in (("a", 60), ("b", 40), ("c", 2), ("d", 3)):
+        images(tmp_path, (name,), number)
+    source = folder(tmp_path)
+    assert set(labels(source.train)) == set(labels(source.val)) == {0, 1, 2, 3}
+    assert sorted([*source.train.indices, *source.val.indices]) == list(range(105))
+    assert len(source.val) == 21
+
+
+def test_hidden_folders_are_no_classes(tmp_path):
+    images(tmp_path, ("a", "b", ".thumbnails"))
+    assert folder(tmp_path).classes == 2
+    images(tmp_path / "hidden", (".a", ".b"))
+    with pytest.raises(ValueError, match="must hold a folder of images for each class"):
+        folder(tmp_path / "hidden")
+
+
 def test_some_names_are_few():
     assert data.some(list("abcde")) == "a, b, c, d, e"
     assert data.some(list("abcdefg")) == "a, b, c, d, e and 2 more"

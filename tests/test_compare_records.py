@@ -20,7 +20,8 @@ BASELINE = Row("baseline")
 
 
 def result(row="baseline", seed=0, **more):
-    return {"row": row, "seed": seed, "top1": 0.5, "step_ms": 1.0, "curves": {}} | more
+    numbers = {"top1": 0.5, "step_ms": 1.0, "seconds": 2.0}
+    return {"row": row, "seed": seed, "curves": {}, "machine": {}} | numbers | more
 
 
 def test_results_are_kept_in_the_order_in_which_they_came(tmp_path):
@@ -34,6 +35,13 @@ def test_results_are_kept_in_the_order_in_which_they_came(tmp_path):
     assert not again.finished(BASELINE, 2)
     assert not again.finished(Row("dropout"), 1)
     assert sorted(file.name for file in again.path.iterdir()) == [".locks", "results.jsonl", "settings.json"]
+
+
+def test_a_run_that_two_processes_made_counts_once(tmp_path):
+    mine = Records(tmp_path, Settings())
+    for top1 in (0.5, 0.6):
+        mine.add(result(top1=top1))
+    assert mine.results() == [result(top1=0.6)]
 
 
 def test_a_changed_setting_is_refused_with_the_difference(tmp_path):
@@ -79,10 +87,10 @@ def test_runs_without_settings_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["settings.json", "results.jsonl"])
-@pytest.mark.parametrize("content", ['{"row": "base', "[1]", '{"row": 1}'])
+@pytest.mark.parametrize("content", ['{"row": "base', "[1]", '{"row": 1}', json.dumps(result(top1="x")), "\udcff"])
 def test_a_damaged_file_is_named(tmp_path, name, content):
     Records(tmp_path, Settings()).add(result())
-    (tmp_path / name).write_text(content + "\n")
+    (tmp_path / name).write_text(content + "\n", errors="surrogateescape")
     with pytest.raises(ValueError, match=f"{name} is damaged: |holds runs made with data None"):
         Records(tmp_path, Settings()).results()
 

@@ -135,6 +135,8 @@ def test_it_says_what_was_trained_and_on_what():
     for words in ("cifar10: 50,000 images to train on, 10,000", "7 epochs of batches of 256", "rate 0.2 (cos", "of 5,"):
         assert words in trained
     assert machines == ["processor P, threads 1", "processor Q"]
+    together = report.about(settings, 50000, 10000, [*found, result("dropblock", 0, 0.5, processes=2)])
+    assert together[1:] == ["processor P, threads 1", "processor P, threads 1, processes 2", "processor Q"]
 
 
 @pytest.mark.parametrize(
@@ -143,6 +145,7 @@ def test_it_says_what_was_trained_and_on_what():
         (Settings(data="cifar10", epochs=1), "cifar10, small, 1 epoch"),
         (Settings(data="folder:/data/my pictures/"), "my pictures, small, 30 epochs"),
         (Settings(data="folder:photos"), "photos, small, 30 epochs"),
+        (Settings(data="folder:bad\udcff"), "bad\\udcff, small, 30 epochs"),
     ],
 )
 def test_titles(settings, title):
@@ -198,6 +201,10 @@ def test_what_the_accuracy_page_shows():
     drawn = [line.get_xdata() for line in axes.lines]
     for expected in ([50, 52], [51], [60, 64], [62], [51 + lines[1].difference.low, 51 + lines[1].difference.high]):
         assert any(len(xs) == len(expected) and np.allclose(xs, expected) for xs in drawn), expected
+
+
+def test_a_folders_name_is_no_formula():
+    assert len(report.draw(results(baseline=[0.5, 0.52]), ["baseline"], "US$ and C$ and $x^$")) == 2
 
 
 def test_curves_are_means_where_all_runs_have_a_value():

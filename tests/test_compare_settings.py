@@ -61,6 +61,11 @@ def test_an_unknown_preset_is_refused():
         settings_of("slow")
 
 
+def test_a_slash_behind_a_folder_says_nothing():
+    assert settings_of(None, data="folder:photos/cats/").data == "folder:photos/cats"
+    assert settings_of(None, data="folder:/").data == "folder:/"
+
+
 def test_differences_name_the_setting_and_both_values():
     mine = Settings(epochs=3, block_size=None)
     written = json.loads(json.dumps(dataclasses.asdict(mine)))

@@ -26,7 +26,9 @@ def server(browser, tmp_path_factory):
     server = Server(TMPDIR=str(folder))
     server.folder = folder
     yield server
+    still_open = Visitor(browser, server.url)
     code, said = server.interrupt(signal.SIGINT)
+    still_open.close()
     assert (code, said) == (0, "")  # no call to another machine, no traceback
     assert list(folder.iterdir()) == []
 

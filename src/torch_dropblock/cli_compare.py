@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from . import checks
 from .study_progress import StudyProgress
@@ -177,20 +178,21 @@ def compare(
         precision=precision,
         keep_prob=keep_prob,
         block_size=block_size,
-        rate=checks.rate(rate) if rate else None,
+        rate=None if rate is None else checks.rate(rate),
         curve=curve,
         limit_train=limit_train,
         image_size=image_size,
         validate_every=validate_every,
     )
-    chosen = parsed(rows.split(",") if rows else TABLE_1, settings)
+    chosen = parsed(TABLE_1 if rows is None else rows.split(","), settings)
     networks.checked(settings.model)
-    launched = study.launched_with()
-    machine = study.Machine(accelerator, devices or launched[0], nodes or launched[1], workers)
+    per_node, nodes_there = study.launched_with()
+    devices, nodes = per_node if devices is None else devices, nodes_there if nodes is None else nodes
+    machine = study.Machine(accelerator, devices, nodes, workers)
     source = images.load(settings, data_dir, download)
     records = Records(out, settings)
     console = new_console()
-    is_first = study.is_first_process()
+    is_first = machine.processes == 1 or study.is_first_process()
     with StudyProgress(Console(stderr=True), quiet=not is_first) as progress:
         work = study.Study(
             settings, chosen, range(seeds), source, records, progress, machine, save_weights=save_weights
@@ -232,7 +234,7 @@ def _print_table(console: Console, lines: list[Line], title: str) -> None:
     for line in lines:
         name, *values = report.cells(line, with_top5)
         table.add_row(report.wrapped(name, NAME_WIDTH), *values)
-    console.print(title, style="bold")
+    console.print(Text(title, style="bold"))
     # whole, where it is wider than the terminal or what a log takes for one
     width = max(console.width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
     Console(highlight=False, width=width).print(table)

@@ -6,6 +6,7 @@ Images stay bytes until they are on the device; `Source.mean` and `std` make num
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,6 +65,10 @@ class Source:
     place: tuple[Any, ...]
     place_val: tuple[Any, ...]
     policy: v2.AutoAugmentPolicy
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"train": len(self.train), "val": len(self.val), "classes": self.classes}  # type: ignore[arg-type]
 
     def train_of(self, row: Row) -> Transformed:
         """The training images as a row has them.
@@ -155,7 +160,21 @@ def _split(labels: Sequence[int], first: int | float, purpose: str) -> tuple[lis
             f"{purpose}: {len(labels)} images of {len(set(labels))} classes cannot be split in two parts with images "
             f"of each class ({error})"
         ) from None
-    return parts[0], parts[1]
+    first_part, second_part = parts
+    _swap_in_missing(first_part, second_part, labels)
+    _swap_in_missing(second_part, first_part, labels)
+    return first_part, second_part
+
+
+def _swap_in_missing(part: list[int], other: list[int], labels: Sequence[int]) -> None:
+    """A rare class's share of a part may round to no image: it gets one, for one of the class that has the most."""
+    counts = Counter(labels[i] for i in part)
+    for label in sorted(set(labels) - counts.keys()):
+        most = counts.most_common(1)[0][0]
+        mine = max(k for k, i in enumerate(part) if labels[i] == most)
+        theirs = next(k for k, i in enumerate(other) if labels[i] == label)
+        part[mine], other[theirs] = other[theirs], part[mine]
+        counts.update({label: 1, most: -1})
 
 
 # --- arrays ------------------------------------------------------------------------------------------------------
@@ -292,9 +311,18 @@ def _folder(path: Path, side: int) -> tuple[Source, list[int]]:
     return source, labels
 
 
+class _ImageFolder(datasets.ImageFolder):  # type: ignore[misc]
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        """Without hidden folders, in which programs keep previews."""
+        classes = [name for name in super().find_classes(directory)[0] if not name.startswith(".")]
+        if not classes:
+            raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
+        return classes, {name: number for number, name in enumerate(classes)}
+
+
 def _image_folder(path: Path) -> Any:
     try:
-        return datasets.ImageFolder(path, loader=read_image)
+        return _ImageFolder(path, loader=read_image)
     except FileNotFoundError as error:  # which names the classes, not where they are
         raise ValueError(f"{path} must hold a folder of images for each class: {error}") from error
 
@@ -303,9 +331,18 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Pillow clips levels above 255, which makes a 16-bit image white."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # up to Pillow 11.2
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its mode is {image.mode}, whose levels have no range; save it with 8 or 16 bits")
+    return image
+
+
 def read_image(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return _eight_bits(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UnreadableImageError(f"cannot read the image {path}: {error}") from error

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from hashlib import sha256
@@ -26,6 +26,16 @@ from .settings import Settings
 SETTINGS, RESULTS, LOCKS, UNFINISHED, WEIGHTS = "settings.json", "results.jsonl", ".locks", "unfinished", "weights"
 
 Result = dict[str, Any]
+# of a line of results, without which it is not one
+NEEDED: dict[str, type | tuple[type, ...]] = {
+    "row": str,
+    "seed": int,
+    "top1": (int, float),
+    "step_ms": (int, float),
+    "seconds": (int, float),
+    "curves": dict,
+    "machine": dict,
+}
 
 
 class Records:
@@ -55,7 +65,7 @@ class Records:
         file = self.path / SETTINGS
         if not file.exists():
             raise ValueError(f"{self.path} holds runs but no {SETTINGS}, which says how they were made")
-        different = self.settings.differences(_json(file, file.read_text()))
+        different = self.settings.differences(_json(file, _text_of(file)))
         if different:
             raise ValueError(
                 f"{self.path} holds runs made with {'; '.join(different)}: use the same settings, or another --out"
@@ -64,15 +74,16 @@ class Records:
     def results(self) -> list[Result]:
         """The finished runs, in the order in which they finished."""
         file = self.path / RESULTS
-        lines = file.read_text().splitlines() if file.exists() else []
-        return [_json(file, line, needed=("row", "seed", "top1", "step_ms", "curves")) for line in lines]
+        lines = _text_of(file).splitlines() if file.exists() else []
+        return [_json(file, line, NEEDED) for line in lines]
 
     def finished(self, row: Row, seed: int) -> bool:
         return any(result["row"] == row.name and result["seed"] == seed for result in self.results())
 
     def add(self, result: Result) -> None:
         with self._lock:
-            lines = [json.dumps(known) for known in (*self.results(), result)]
+            known = [one for one in self.results() if (one["row"], one["seed"]) != (result["row"], result["seed"])]
+            lines = [json.dumps(one) for one in (*known, result)]
             replace(self.path / RESULTS, "\n".join(lines) + "\n")
 
     @contextmanager
@@ -146,7 +157,7 @@ def replace(file: Path, content: str | bytes | memoryview) -> Path:
     part = file.with_name(file.name + ".part")
     try:
         with part.open("wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
+            stream.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(part, file)
@@ -157,11 +168,19 @@ def replace(file: Path, content: str | bytes | memoryview) -> Path:
     return file
 
 
-def _json(file: Path, text: str, needed: Sequence[str] = ()) -> dict[str, Any]:
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+
+
+def _json(file: Path, text: str, needed: Mapping[str, type | tuple[type, ...]] | None = None) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is damaged: {error}") from None
-    if not isinstance(value, dict) or any(name not in value for name in needed):
+    kinds = (needed or {}).items()
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), kind) for name, kind in kinds):
         raise ValueError(f"{file} is damaged: it holds {text[:50]!r}")
     return value

@@ -13,7 +13,7 @@ import statistics
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scipy import stats
 
@@ -135,8 +135,14 @@ def about(settings: Settings, train: int, val: int, results: Sequence[Result]) -
         f"{settings.precision}. DropBlock: keep_prob {settings.keep_prob:g}, blocks {blocks}, {settings.rate} γ; "
         f"schedule of all that drops: {settings.curve}. Rows that name another setting have that."
     )
-    machines = {", ".join(f"{key} {value}" for key, value in result["machine"].items()) for result in results}
+    machines = {", ".join(f"{key} {value}" for key, value in _machine_of(result).items()) for result in results}
     return [trained, *sorted(machines)]
+
+
+def _machine_of(result: Result) -> dict[str, Any]:
+    """With the number of processes, on which what batch norms count depends."""
+    several = result.get("processes", 1)
+    return {**result["machine"], **({"processes": several} if several > 1 else {})}
 
 
 NOTE = (
@@ -149,7 +155,7 @@ NOTE = (
 
 
 def title_of(settings: Settings) -> str:
-    data = settings.data
+    data = settings.data.encode(errors="backslashreplace").decode()  # a folder's name may be of any bytes
     if data.startswith("folder:"):
         data = data.rstrip("/").rpartition("/")[2].removeprefix("folder:")
     return f"{wrapped(data, 40)}, {settings.model}, {settings.epochs} epoch{'s' if settings.epochs > 1 else ''}"
@@ -184,7 +190,7 @@ def accuracy_page(lines: Sequence[Line], title: str) -> Figure:
 
 def _head(figure: Figure, title: str, note: str) -> None:
     width, height = figure.get_size_inches()
-    figure.text(0.2 / width, 1 - 0.3 / height, title, weight="bold", va="center")
+    figure.text(0.2 / width, 1 - 0.3 / height, title, weight="bold", va="center", parse_math=False)
     figure.text(0.2 / width, 1 - 0.55 / height, note, color=MUTED, fontsize=8.5, va="center")
 
 

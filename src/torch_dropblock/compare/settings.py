@@ -113,6 +113,8 @@ def settings_of(preset: str | None, **chosen: Any) -> Settings:
     """
     data = chosen.get("data") or "digits"
     folder = data.startswith("folder:")
+    if folder:
+        chosen["data"] = data.rstrip("/") if data != "folder:/" else data
     if preset is None:
         preset = "quick" if data == "digits" else "standard"
     if preset not in PRESETS:

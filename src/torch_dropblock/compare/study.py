@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -120,6 +121,12 @@ class Study:
             raise ValueError(f"batch_size must be at most the {images} images to train on, got {batch}")
         for row in self.rows:
             self.source.train_of(row)
+        for result in self.records.results():
+            if result.get("images", self.source.counts) != self.source.counts:
+                raise ValueError(
+                    f"{self.records.path} holds runs made with other images, {_counted(result['images'])}, and now it "
+                    f"is {_counted(self.source.counts)}: use another --out"
+                )
 
     @property
     def runs(self) -> list[tuple[Row, int]]:
@@ -127,7 +134,8 @@ class Study:
 
     @property
     def unfinished(self) -> list[tuple[Row, int]]:
-        return [(row, seed) for row, seed in self.runs if not self.records.finished(row, seed)]
+        finished = {(result["row"], result["seed"]) for result in self.records.results()}
+        return [(row, seed) for row, seed in self.runs if (row.name, seed) not in finished]
 
     @property
     def steps_of_a_run(self) -> int:
@@ -164,7 +172,7 @@ class Study:
     def _claimed(self, row: Row, seed: int, patience: float) -> Iterator[bool]:
         """The first of several processes claims a run for all of them."""
         together = self.machine.processes > 1
-        if not is_first_process():
+        if together and not is_first_process():
             yield not self.records.finished(row, seed)
             return
         with self.records.claimed(row, seed, PATIENCE if together else patience) as mine:
@@ -180,6 +188,8 @@ class Study:
         folder = self.records.folder_of(row, seed)
         checkpoint = folder / f"{CHECKPOINT}.ckpt"
         known = checkpoint if checkpoint.exists() else None
+        if known:
+            _check(known, run)
         trainer = self._trainer(folder, _Told(self.listener, row, seed, resumes=known is not None))
         try:
             trainer.fit(run, ckpt_path=known, weights_only=True)
@@ -233,11 +243,32 @@ class Study:
             **{name: last[name] for name in ("top1", "top5", "loss", "train_top1", "train_loss") if name in last},
             "step_ms": 1000 * statistics.median(run.step_seconds[1:] or run.step_seconds),
             "curves": run.curves,
+            "images": self.source.counts,
             "processes": trainer.world_size,
             "machine": machine(str(trainer.strategy.root_device)) | {"lightning": metadata.version("lightning")},
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),
             "seconds": run.seconds,
         }
+
+
+def _counted(images: dict[str, int]) -> str:
+    return "{train:,} to train on and {val:,} to validate on, of {classes} classes".format_map(images)
+
+
+def _check(file: Path, run: Run) -> None:
+    """A checkpoint is of this network, and whole; Lightning and PyTorch say so in a dozen ways."""
+    try:
+        saved = torch.load(file, weights_only=True, mmap=True)
+        shapes = {name: value.shape for name, value in saved["state_dict"].items()}
+        whole = "measured" in saved and shapes == {name: value.shape for name, value in run.state_dict().items()}
+    except OSError as error:
+        if error.filename:
+            raise
+        whole = False  # PyTorch's own, of a file cut short
+    except Exception:  # noqa: BLE001 - what damaged files raise may be anything
+        whole = False
+    if not whole:
+        raise ValueError(f"{file} is damaged, or of other images; without it the run starts again")
 
 
 class _WholeCheckpoints(TorchCheckpointIO):
