@@ -1,6 +1,7 @@
 """Imports point one way, the layer needs torch alone, and every source file has a test file."""
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -113,3 +114,21 @@ def test_public_names():
     }
     assert torch_dropblock.__version__
     assert (SOURCE / "py.typed").exists()
+
+
+LAYER = {"keep_prob": 0.9, "rate": "exact", "share_channels": False, "inplace": False}
+DEFAULTS = {
+    **{f"DropBlock{dims}d": LAYER for dims in (1, 2, 3)},
+    **{f"drop_block{dims}d": LAYER | {"training": True, "generator": None} for dims in (1, 2, 3)},
+    "DropBlock": {"p": 0.5},
+    "seed_probability": {"rate": "exact"},
+    "KeepProbSchedule": {"curve": "linear", "start_step": 0},
+    "insert_dropblock": LAYER | {"block_size": 7, "dims": 2},
+    "insert_dropblock_resnet": LAYER | {"block_size": 7, "groups": (3, 4), "inplace": True},
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_defaults_stay_what_they_are(name):
+    parameters = inspect.signature(getattr(torch_dropblock, name)).parameters.values()
+    assert {p.name: p.default for p in parameters if p.default is not p.empty} == DEFAULTS[name]

@@ -2,6 +2,7 @@
 
 import contextvars
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -207,3 +208,10 @@ def test_a_keep_prob_on_a_device_is_left_there_for_triton_alone(monkeypatch):
     with use_backend("sparse"):
         monkeypatch.setattr(backends, "why_not_triton", lambda *_: pytest.fail("Triton was asked for"))
         assert backends.mean_gap(value, torch.device("cuda"), size, (3, 3), "exact") is None
+
+
+def test_a_library_that_was_built_is_used():
+    """Else its own tests would be skipped, and nobody would know."""
+    if not Path(native.__file__).with_name("_native.so").exists():
+        pytest.skip("the native library was not built")
+    assert native.LIBRARY is not None, native.WHY_NOT

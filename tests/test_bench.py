@@ -168,3 +168,10 @@ def test_peers_that_cannot_be_imported_are_left_out(monkeypatch):
     assert "torchvision" not in bench.machine("cpu")
     rows = bench.measure(SMALL, rounds=1, names=(PRODUCT, OURS, "torchvision"))
     assert [row.contender for row in rows] == [PRODUCT, OURS]
+
+
+def test_what_is_saved_is_added_up_and_ours_has_the_settings_of_the_case():
+    x = torch.ones(2, 3, 8, 8, requires_grad=True)
+    assert bench.saved_bytes(lambda x: (x * 2).sin().cos(), x) == 2 * x.numel() * 4
+    ours = bench.contenders(Case((1, 2, 9, 9), block_size=3, keep_prob=0.6))[OURS]
+    assert (ours.block_size, ours.keep_prob) == (3, 0.6)

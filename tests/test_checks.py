@@ -47,6 +47,7 @@ def test_positive_ints(value, dims, result):
         (torch.ones(2), 2, TypeError),
         (torch.tensor(7), 2, TypeError),
         (torch.tensor(True), 2, TypeError),
+        (np.array([3, 3]), 2, TypeError),
     ],
 )
 def test_bad_block_size(value, dims, error):

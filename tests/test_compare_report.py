@@ -225,6 +225,16 @@ def test_the_curves_page_leaves_out_the_first_rise(saved):
     assert axes.get_ylim()[0] == pytest.approx(100 * 0.8 * 5 / 40 - 2)
 
 
+def test_the_baseline_is_drawn_behind(monkeypatch):
+    behind = []
+    drawn = report.draw_curves
+    monkeypatch.setattr(
+        report, "draw_curves", lambda axes, runs, b: behind.append([run["row"] for run in b]) or drawn(axes, runs, b)
+    )
+    report.curves_page(results(baseline=[0.5], dropblock=[0.6]), ["baseline", "dropblock"], "title")
+    assert behind == [["baseline"], ["baseline"]]
+
+
 # --- what is committed --------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parents[1]

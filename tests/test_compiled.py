@@ -353,3 +353,10 @@ def test_the_package_may_be_imported_again():
         "assert 0 < (function(torch.ones(8, 8, 9, 9)) == 0).float().mean() < 1\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_keep_prob_is_not_mapped_over():
+    shape = ([4, 8], [9, 9], [3, 3], "exact", False, False)
+    function = vmap(lambda seed, keep_prob: compiled.draw(seed, keep_prob, *shape)[0])
+    with pytest.raises(ValueError, match="keep_prob cannot be mapped over"):
+        function(torch.arange(2), torch.tensor([0.5, 0.9], dtype=torch.float64))

@@ -99,3 +99,11 @@ def test_a_fixed_number_is_enough(expected):
         torch.tensor(enough, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64)
     )
     assert tail < 1e-14
+
+
+def test_drawing_in_parts_changes_nothing(monkeypatch):
+    blocks = Blocks((1,), (9,), (1,), 0.4)
+    whole = [drawing.draw_seeds(number, blocks) for number in range(50)]
+    for at_once in (1, 2, 3):
+        monkeypatch.setattr(drawing, "DRAWN_AT_ONCE", at_once)
+        assert all(torch.equal(drawing.draw_seeds(number, blocks), seeds) for number, seeds in enumerate(whole))

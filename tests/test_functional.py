@@ -269,3 +269,25 @@ def test_keep_prob_is_not_positional():
         TypeError, match=r"^drop_block2d takes nothing by position after block_size, got 7; .*torchvision"
     ):
         drop_block2d(torch.ones(2, 3, 8, 8), 0.1, 7)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_every_function_passes_everything_on(function):
+    x = torch.ones(8, 16, *SIZES[function])
+    shared = function(x, 3, keep_prob=0.5, share_channels=True)
+    own = function(x, 3, keep_prob=0.5)
+    assert torch.equal(shared, shared[:, :1].expand_as(shared))
+    assert not torch.equal(own, own[:, :1].expand_as(own))
+    a, b = (function(x, 3, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(a, b)
+    assert function(x, 3, training=False, inplace=True) is x
+    assert function(x, 3, inplace=True) is x
+    assert (x == 0).any()
+
+
+def test_a_dtensor_is_refused():
+    class DTensor(torch.Tensor):
+        pass
+
+    with pytest.raises(TypeError, match=r"got a DTensor: call it on what its to_local\(\) returns"):
+        drop_block2d(torch.ones(1, 2, 8, 8).as_subclass(DTensor), 3)

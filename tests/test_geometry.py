@@ -52,7 +52,7 @@ def test_exact_gamma_meets_the_share_dropped_precisely_when_it_is_tiny():
         gamma = seed_probability((28, 28), 7, keep_prob)
         # with so few blocks hardly any overlap: γ is the share dropped over the mean number of blocks on a unit
         mean_covering = 49 * 22 * 22 / 28**2
-        assert gamma * mean_covering == pytest.approx(1 - keep_prob, rel=50 * drop + 1e-12)
+        assert gamma * mean_covering == pytest.approx(1 - keep_prob, rel=50 * drop + 1e-12, abs=0)
 
 
 @pytest.mark.parametrize(("size", "block"), [((5,), (3,)), ((6, 4), (3, 2)), ((4, 7), (7, 3)), ((3, 4, 5), (2, 2, 4))])
@@ -131,3 +131,15 @@ def test_gamma_is_solved_at_every_step_of_a_schedule_without_cost():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises((ValueError, TypeError), match=f"^{message} must be "):
         call()
+
+
+@pytest.mark.parametrize("size", [(14, 14), (40, 10), (28, 28)])
+@pytest.mark.parametrize("dropped", [1e-9, 1e-12, 1e-14])
+def test_so_few_blocks_do_not_overlap_and_equation_1_is_exact(size, dropped):
+    exact, paper = (seed_probability(size, 7, 1 - dropped, rate) for rate in ("exact", "paper"))
+    assert exact == pytest.approx(paper, rel=100 * dropped + 1e-12, abs=0)
+
+
+def test_the_map_of_keep_rates_is_on_the_cpu():
+    with torch.device("meta"):
+        assert keep_rate_map(5, 3, 0.1).device == torch.device("cpu")

@@ -374,3 +374,31 @@ def test_the_schedule_notices_what_is_lost_and_what_is_new(model):
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     with pytest.raises(RuntimeError, match="insert after converting"):
         schedule.step()
+
+
+def test_a_shared_module_gets_one_layer():
+    shared = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), shared, nn.Conv2d(4, 4, 1), shared)
+    assert list(insert_dropblock(model, ["1", "3"])) == ["1"]
+    assert remove_dropblock(model) == 1
+
+
+def test_patterns_mind_the_case():
+    model = nn.Sequential()
+    model.add_module("Stem", nn.ReLU())
+    with pytest.warns(UserWarning, match="no module is named like"):
+        assert not insert_dropblock(model, "st*")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_torchscript_is_refused():
+    model = torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3)))
+    with pytest.raises(ValueError, match="since TorchScript has wrapped it"):
+        insert_dropblock(model, "0")
+
+
+@pytest.mark.parametrize("options", [{"rate": "x"}, {"block_size": 0.1}, {"inplace": 3}, {"share_channels": None}])
+def test_options_are_checked_where_nothing_matches_too(options):
+    (name,) = options
+    with pytest.raises((TypeError, ValueError), match=f"^{name} must be"):
+        insert_dropblock(nn.Sequential(nn.ReLU()), "nothing", **options)

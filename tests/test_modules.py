@@ -101,8 +101,14 @@ def test_compiled_code_sees_keep_prob_in_full_after_every_conversion():
         layer.keep_prob = third
     with FakeTensorMode():
         fake = DropBlock2d(3, keep_prob=third)
-    for converted in (layer, layer.half(), layer.to("meta"), layer.to_empty(device="cpu"), fake.to_empty(device="cpu")):
-        tensor = converted._keep_prob_tensor
+    for convert in (
+        lambda: layer,
+        lambda: layer.half(),
+        lambda: layer.to("meta"),
+        lambda: layer.to_empty(device="cpu"),
+        lambda: fake.to_empty(device="cpu"),
+    ):
+        tensor = convert()._keep_prob_tensor
         assert type(tensor) is torch.Tensor
         assert tensor.device.type == "cpu"
         assert tensor.item() == third
@@ -229,3 +235,11 @@ def test_calculate_gamma_is_equation_1(block_size, p, shape, gamma):
 def test_calculate_gamma_refuses_what_the_layer_refuses():
     with pytest.raises(ValueError, match="^input must be"):
         DropBlock(7).calculate_gamma(torch.ones(7))
+
+
+def test_repr_tells_the_target_of_a_schedule():
+    layer, article = DropBlock2d(7, keep_prob=0.9), DropBlock(7, 0.9)
+    for each in (layer, article):
+        each.set_strength(0.5)
+    assert repr(layer).startswith("DropBlock2d(block_size=7, keep_prob=0.95, target_keep_prob=0.9, ")
+    assert repr(article) == "DropBlock(block_size=7, p=0.95, target_keep_prob=0.9)"

@@ -156,3 +156,15 @@ def test_the_builtin_photo_is_square_and_nobody_can_change_it():
 def test_what_cannot_be_set(change, error, message):
     with pytest.raises(error, match=re.escape(message)):
         Settings(**change)
+
+
+def test_spatial_dropout_drops_whole_channels():
+    view = draw(Settings(method="SpatialDropout", keep_prob=0.5), np.zeros((64, 48, 3), np.uint8))
+    assert view.block == view.size
+
+
+def test_a_large_picture_is_scaled_down_smoothly():
+    board = torch.arange(3 * SIDE).view(-1, 1).add(torch.arange(3 * SIDE)).remainder(2).float().expand(3, -1, -1)
+    levels = as_levels(board)
+    assert levels.shape == (SIDE, SIDE, 3)
+    assert np.abs(levels.astype(int) - 128).max() < 32

@@ -240,3 +240,14 @@ def test_a_schedule_over_20_steps_compiles_once(name):
         schedule.step()
     assert len(backends) == counters["stats"]["unique_graphs"] == 1
     assert {round(layer.keep_prob, 12) for layer in layers.values()} == {0.9, 0.975}
+
+
+def test_groups_are_taken_in_the_order_of_the_network():
+    names = list(insert_dropblock_resnet(torchvision.models.resnet18(), groups=(4, 3)))
+    assert names[0].startswith("layer3")
+    assert names[-1].startswith("layer4")
+
+
+def test_inplace_is_checked():
+    with pytest.raises(TypeError, match="^inplace must be True or False"):
+        insert_dropblock_resnet(torchvision.models.resnet18(), inplace=3)

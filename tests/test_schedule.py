@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -394,3 +395,23 @@ def test_layers_that_were_lost_are_an_error():
     traced.set_submodule("2", nn.Conv2d(8, 8, 3))
     with pytest.raises(RuntimeError, match=r": 2\. .*insert after converting"):
         schedule.step()
+
+
+def named(**layers):
+    return nn.Sequential(OrderedDict(layers))
+
+
+def test_a_curve_is_tried_at_its_end():
+    with pytest.raises(ValueError, match="for progress 1 must be a number"):
+        KeepProbSchedule(DropBlock2d(3), 10, curve=lambda progress: 2.0 if progress == 1.0 else progress)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [lambda: named(b=DropBlock2d(3)), lambda: named(a=DropBlock2d(3), module=named(a=DropBlock2d(3)))],
+)
+def test_a_state_whose_names_fit_no_layer_or_two_is_refused(model):
+    state = KeepProbSchedule(named(a=DropBlock2d(3)), 10).state_dict()
+    schedule = KeepProbSchedule(model(), 10)
+    with pytest.raises(ValueError, match="other DropBlock layers"):
+        schedule.load_state_dict(state)

@@ -125,3 +125,32 @@ def test_the_steps_of_a_cover_written_out_are_its_offsets(strides):
     for extent, stride in reversed(covered.steps):
         offsets = (offsets.unsqueeze(-1) + torch.arange(extent) * stride).flatten()
     assert offsets.tolist() == list(covered.offsets)
+
+
+def test_what_a_dropped_unit_held_is_gone_on_other_devices():
+    blocks = some_blocks(keep_prob=0.5)
+    seeds, x = drawing.draw_seeds(3, blocks), torch.full((8, 16, 28, 28), float("nan"))
+    out = torch.empty_like(x)
+    sparse.apply_masked(x, out, seeds, blocks, None)
+    assert torch.equal(out == 0, sparse.dropped_mask(seeds, blocks, CPU))
+
+
+@pytest.mark.parametrize("shared", [(), (0,), (1,), (0, 1)])
+def test_parts_of_shared_masks(shared, monkeypatch):
+    blocks = some_blocks(shared=shared)
+    seeds, x = drawing.draw_seeds(5, blocks), torch.randn(8, 16, 28, 28)
+    whole, parts = torch.empty_like(x), torch.empty_like(x)
+    sparse.apply_blocks(x, whole, seeds, blocks)
+    monkeypatch.setattr(sparse, "BYTES_AT_ONCE", 100)
+    sparse.apply_blocks(x, parts, seeds, blocks)
+    assert torch.equal(parts, whole)
+
+
+def test_many_blocks_element_by_element():
+    blocks = some_blocks((64, 64), (14, 14), (5, 5), 0.5)
+    seeds = drawing.draw_seeds(3, blocks)
+    assert len(seeds) > 2048
+    x = torch.rand(64, 64, 14, 14).add(1).to(memory_format=torch.channels_last)
+    out = torch.empty_like(x)
+    sparse.apply_blocks(x, out, seeds, blocks)
+    assert torch.equal(out == 0, sparse.dropped_mask(seeds, blocks, CPU))

@@ -1,11 +1,12 @@
 """What the summary shows, and that looking changes nothing."""
 
 import re
+from collections import OrderedDict
 
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import distributed, nn
 
 from torch_dropblock import (
     DropBlock2d,
@@ -184,3 +185,22 @@ def test_errors():
     insert_dropblock(model, "stem.1")
     with pytest.raises(RuntimeError, match=r"stem.1\. .*insert after converting"):
         dropblock_summary(nn.SyncBatchNorm.convert_sync_batchnorm(model), (1, 3, 8, 8))
+
+
+def test_gamma_is_that_of_the_layers_rate():
+    layers = {rate: DropBlock2d(7, keep_prob=0.5, rate=rate) for rate in ("exact", "paper")}
+    for row in dropblock_summary(nn.Sequential(OrderedDict(layers)), (1, 3, 28, 28)).rows:
+        assert row.gamma == seed_probability((28, 28), 7, 0.5, row.name)
+
+
+def test_other_ranks_are_not_waited_for(tmp_path):
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+        insert_dropblock(model, "2")
+        parallel = nn.parallel.DistributedDataParallel(model)
+        parallel.forward = lambda *_: pytest.fail("the other ranks were waited for")
+        assert [row.size for row in dropblock_summary(parallel, (1, 3, 8, 8)).rows] == [(8, 8)]
+        del parallel
+    finally:
+        distributed.destroy_process_group()

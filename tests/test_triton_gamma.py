@@ -44,3 +44,10 @@ def test_every_kernel_compiles(capability, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     for variant in variants():
         assert compiled(capability, *variant).asm["cubin"]
+
+
+@runs
+@pytest.mark.parametrize(("keep_prob", "expected"), [(-0.5, 0.0), (1.5, math.inf)])
+def test_a_keep_prob_outside_is_cut(keep_prob, expected):
+    value = torch.tensor(keep_prob, dtype=torch.float64, device=DEVICE)
+    assert launch.mean_gap(value, (28, 28), (7, 7), "exact").item() == expected

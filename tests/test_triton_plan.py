@@ -70,3 +70,9 @@ def test_large_blocks_on_a_large_map_still_make_work_for_many_programs():
         plan = triton_plan.plan_of(Blocks((64, 8), (256, 256), block, 0.01), 512)
         assert plan.programs >= triton_plan.ENOUGH_PROGRAMS
     assert triton_plan.plan_of(Blocks((1, 8), (1024, 1024), (128, 128), 0.01), 512).programs > 100
+
+
+def test_units_are_counted_in_64_bits_from_2_to_the_31_on():
+    side = 8_892_336  # 242 planes pass 2^31, 241 do not
+    assert triton_plan.plan_of(Blocks((1,), (side,), (side,), 0.01), 1024).wide
+    assert triton_plan.plan_of(Blocks((4,), (256,) * 3, (256,) * 3, 0.01), 1024).wide

@@ -109,3 +109,10 @@ def _with_a_site_on_a_norm():
     model = network()
     insert_dropblock(model, "1")
     return model
+
+
+def test_the_warning_points_at_the_caller():
+    model = nn.Sequential(DropBlock2d(3, keep_prob=1.0))
+    with pytest.warns(UserWarning, match="nothing will be dropped") as caught, mc_dropblock(model):
+        pass
+    assert caught[0].filename == __file__

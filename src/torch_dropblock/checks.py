@@ -58,7 +58,13 @@ def whole_number(name: str, value: object, at_least: int) -> int:
 
 def _is_int(value: object) -> bool:
     """Also a NumPy integer; True is an int to Python and a slip to everyone else."""
-    return hasattr(value, "__index__") and not isinstance(value, (bool, Tensor))
+    if isinstance(value, (bool, Tensor)):
+        return False
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:  # an array may have it for one number only
+        return False
+    return True
 
 
 def probability(name: str, value: object) -> float:

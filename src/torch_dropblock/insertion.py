@@ -71,10 +71,12 @@ def insert_dropblock(
     if checks.whole_number("dims", dims, at_least=1) not in LAYERS:
         raise ValueError(f"dims must be 1, 2 or 3, got {dims!r}")
     keep_prob = checks.probability("keep_prob", keep_prob)
-    layers: dict[str, DropBlockNd] = {
-        name: LAYERS[dims](block_size, keep_prob=keep_prob, rate=rate, share_channels=share_channels, inplace=inplace)
-        for name in _matches(model, where)
-    }
+
+    def layer() -> DropBlockNd:
+        return LAYERS[dims](block_size, keep_prob=keep_prob, rate=rate, share_channels=share_channels, inplace=inplace)
+
+    layer()  # its checks, where nothing matches too
+    layers = {name: layer() for name in _matches(model, where)}
     sites.attach(model, layers)
     return dict(layers)
 
