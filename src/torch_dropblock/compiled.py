@@ -178,12 +178,9 @@ class _Apply(torch.autograd.Function):
         share_channels: bool,
         backend: str,
     ) -> Tensor:
-        # that of the gradient is not known yet when the backward pass is traced; a shared mask has one channel
-        packed_alike = backend == "triton" and share_channels
-        channels_last = _channels_innermost(input, len(block_size)) and not packed_alike
-        ctx.options = rate, share_channels, channels_last, backend
-        ctx.block_size = block_size
-        arguments = *_shape_of(input, block_size), *ctx.options
+        arguments = _arguments(input, block_size, rate, share_channels, backend)
+        # the memory format of the gradient is not known yet when the backward pass is traced
+        ctx.block_size, ctx.options = block_size, arguments[3:]
         mask, scale, density = draw(rng_seed, keep_prob, *arguments)
         ctx.save_for_backward(rng_seed, density, scale)
         return _scale_and_zero(input, mask, scale, Draw(*arguments))
@@ -217,13 +214,20 @@ def drop_block(
     return input.copy_(output) if inplace else output
 
 
-def _apply(input: Tensor, rng_seed: Tensor, keep_prob: Tensor, block_size: tuple[int, ...], *options: Any) -> Tensor:
+def _apply(input: Tensor, rng_seed: Tensor, keep_prob: Tensor, *options: Any) -> Tensor:
     """For `torch.func`, of whose transforms `_Apply` knows nothing: derived by PyTorch, which keeps the mask."""
-    rate, share_channels, backend = options
-    channels_last = _channels_innermost(input, len(block_size)) and not (backend == "triton" and share_channels)
-    arguments = *_shape_of(input, block_size), rate, share_channels, channels_last, backend
+    arguments = _arguments(input, *options)
     mask, scale, _ = draw(rng_seed, keep_prob, *arguments)
     return _scale_and_zero(input, mask, scale, Draw(*arguments))
+
+
+def _arguments(
+    input: Tensor, block_size: tuple[int, ...], rate: str, share_channels: bool, backend: str
+) -> tuple[Any, ...]:
+    """What both operators are told beside the RNG seed and the density: the fields of `Draw`."""
+    packed_alike = backend == "triton" and share_channels  # a shared mask has one channel
+    channels_last = _channels_innermost(input, len(block_size)) and not packed_alike
+    return *_shape_of(input, block_size), rate, share_channels, channels_last, backend
 
 
 def _scale_and_zero(input: Tensor, mask: Tensor, scale: Tensor, draw: Draw) -> Tensor:
