@@ -60,6 +60,20 @@ def compiled(capability, function, types, constants, options, sixteens):
         return triton.compile(source, target=backends.GPUTarget("cuda", capability, 32), options=options)
 
 
+def compiles(variants):
+    """A test that each kernel of these becomes machine code for the GPUs of our users."""
+
+    @pytest.mark.skipif(INTERPRETED, reason="the interpreter has no compiler")
+    @pytest.mark.parametrize("capability", [80, 90])
+    def test(capability, monkeypatch, tmp_path):
+        monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+        built = [compiled(capability, *variant).asm["cubin"] for variant in variants()]
+        assert built
+        assert all(built)
+
+    return test
+
+
 def rng_seed():
     return draw_rng_seed(DEVICE, None)
 

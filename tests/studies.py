@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 from torch_dropblock.compare import data, rows
+from torch_dropblock.compare.processes import Machine
 from torch_dropblock.compare.records import Records
 from torch_dropblock.compare.settings import Settings
-from torch_dropblock.compare.study import Machine, Study
+from torch_dropblock.compare.study import Study
 
 # three steps an epoch
 SMALL = {"epochs": 2, "batch_size": 50, "limit_train": 150}
@@ -40,6 +41,17 @@ class Heard:
 
     def run_ends(self, result):
         self.ended.append((result["row"], result["seed"]))
+
+
+class Stops(Heard):
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def step_done(self):
+        super().step_done()
+        if self.steps == self.step:
+            raise KeyboardInterrupt
 
 
 def settings(**changes):

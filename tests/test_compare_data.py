@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from torch_dropblock.compare import data
+from torch_dropblock.compare.image_folder import UnreadableImageError
 from torch_dropblock.compare.rows import parsed
 from torch_dropblock.compare.settings import Settings
 
@@ -270,24 +271,8 @@ def test_an_unreadable_image_is_named(tmp_path, workers, damage):
         for file in (tmp_path / name).iterdir():
             file.write_bytes(b"x" if damage == "no image" else file.read_bytes()[:-100])
     loader = DataLoader(folder(tmp_path).val_as_is(), num_workers=workers)
-    with pytest.raises(data.UnreadableImageError, match=r"cannot read the image .*\.jpg: "):
+    with pytest.raises(UnreadableImageError, match=r"cannot read the image .*\.jpg: "):
         next(iter(loader))
-
-
-@pytest.mark.parametrize(("kind", "mode"), [("png", "I;16"), ("tif", "I;16"), ("tif", "I;16B")])
-def test_16_bit_levels_keep_their_order(tmp_path, kind, mode):
-    levels = np.linspace(0, 65535, 64).round().reshape(8, 8)
-    image = Image.frombytes(mode, (8, 8), levels.astype(">u2" if mode == "I;16B" else "<u2").tobytes())
-    image.save(tmp_path / f"a.{kind}")
-    read = np.asarray(data.read_image(str(tmp_path / f"a.{kind}")))
-    assert np.array_equal(read, np.repeat(levels[..., None] // 256, 3, axis=-1))
-
-
-@pytest.mark.parametrize("dtype", [np.int32, np.float32])
-def test_levels_without_a_range_are_refused(tmp_path, dtype):
-    Image.fromarray(np.zeros((8, 8), dtype)).save(tmp_path / "a.tif")
-    with pytest.raises(data.UnreadableImageError, match=r"a\.tif: its mode is [IF], whose levels have no range"):
-        data.read_image(str(tmp_path / "a.tif"))
 
 
 def test_rare_classes_are_in_each_part(tmp_path):

@@ -19,9 +19,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import studies
-from studies import Heard, finish, results, start, study, wait_for
+from studies import Heard, Stops, finish, results, start, study, wait_for
 from torch_dropblock.compare import data, networks
-from torch_dropblock.compare.data import UnreadableImageError
+from torch_dropblock.compare.image_folder import UnreadableImageError
 from torch_dropblock.compare.rows import Row
 from torch_dropblock.compare.settings import Settings
 
@@ -120,17 +120,6 @@ def test_a_run_depends_on_no_other(whole, tmp_path):
     assert results(tmp_path) == results(whole[0])
 
 
-class Stops(Heard):
-    def __init__(self, step):
-        super().__init__()
-        self.step = step
-
-    def step_done(self):
-        super().step_done()
-        if self.steps == self.step:
-            raise KeyboardInterrupt
-
-
 def test_an_interrupt_keeps_what_is_there_and_the_study_goes_on_from_the_last_epoch(whole, tmp_path):
     path = tmp_path / "study"
     with pytest.raises(KeyboardInterrupt):
@@ -160,46 +149,12 @@ def test_a_run_whose_training_had_ended_when_it_was_killed(whole, tmp_path, monk
     assert not (tmp_path / "unfinished").exists()
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut short", "text", "foreign", "other shapes"])
-def test_a_checkpoint_that_is_none_is_named(tmp_path, damage):
-    with pytest.raises(KeyboardInterrupt):
-        study(tmp_path, listener=Stops(4)).run()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    (file,) = tmp_path.rglob("last.ckpt")
-    if damage == "foreign":
-        torch.save({"weights": torch.ones(3)}, file)
-    elif damage == "other shapes":
-        saved = torch.load(file, weights_only=True)
-        name, value = saved["state_dict"].popitem()
-        torch.save(saved | {"state_dict": {**saved["state_dict"], name: value.repeat(2)}}, file)
-    else:
-        file.write_bytes({"empty": b"", "cut short": file.read_bytes()[:5000], "text": b"x" * 100}[damage])
-    with pytest.raises(ValueError, match=r"last\.ckpt is damaged, or of other images; without it the run starts again"):
-        study(tmp_path).run()
-    file.unlink()
-    heard = Heard()
-    study(tmp_path, listener=heard).run()
-    assert heard.started == [("baseline", 0, 0)]
-
-
 def test_other_images_than_those_of_the_runs_there_are_refused(tmp_path):
     study(tmp_path).run()
     (line,) = (tmp_path / "results.jsonl").read_text().splitlines()
     (tmp_path / "results.jsonl").write_text(line.replace('"train": 150', '"train": 1500') + "\n")
     with pytest.raises(ValueError, match="made with other images, 1,500 to train on .*, and now it is 150 to train on"):
         study(tmp_path)
-
-
-def test_processes_that_do_not_train_together_share_the_runs(tmp_path):
-    """As with `srun` or in a pod, where each is told a rank."""
-    ranks = [{"LOCAL_RANK": str(rank), "RANK": str(rank)} for rank in range(2)]
-    processes = [start(*studies.arguments(tmp_path, "cutout", seeds=2), **rank) for rank in ranks]
-    for process in processes:
-        code, out, err = finish(process)
-        assert code == 0, err
-        assert "cutout" in out
-    lines = (tmp_path / "results.jsonl").read_text().splitlines()
-    assert len(lines) == len(results(tmp_path)) == 4
 
 
 def test_a_run_that_another_command_trains_is_left_to_it(tmp_path, monkeypatch):
@@ -230,12 +185,6 @@ def test_a_batch_is_shared_out_evenly(tmp_path):
     work = study(tmp_path)
     with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 processes, got 50"):
         type(work)(**vars(work) | {"machine": studies.Machine(devices=3)})
-
-
-@pytest.mark.parametrize("name", ["devices", "nodes", "workers"])
-def test_impossible_machines_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name} must be an int of at least [01], got -1"):
-        studies.Machine(**{name: -1})
 
 
 @pytest.mark.parametrize(

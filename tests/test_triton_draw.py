@@ -11,7 +11,7 @@ from gpu_path import (
     HAS_GPU,
     INTERPRETED,
     MARKS,
-    compiled,
+    compiles,
     interpret,
     launch,
     oracle_kept,
@@ -220,9 +220,4 @@ def variants():
         yield triton_draw.draw, types, constants | {"CHUNK": how.words}, {"num_warps": how.streams}, ()
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter has no compiler")
-@pytest.mark.parametrize("capability", [80, 90])
-def test_every_kernel_compiles(capability, monkeypatch, tmp_path):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for variant in variants():
-        assert compiled(capability, *variant).asm["cubin"]
+test_every_kernel_compiles = compiles(variants)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from gpu_path import DEVICE, INTERPRETED, MARKS, compiled, interpret, launch, runs
+from gpu_path import DEVICE, INTERPRETED, MARKS, compiles, interpret, launch, runs
 from torch_dropblock import geometry
 
 triton_gamma = pytest.importorskip("torch_dropblock.triton_gamma")
@@ -38,12 +38,7 @@ def variants():
         yield triton_gamma.solve, ["*fp64", "*fp64", *["i32"] * 6], constants, {"num_warps": 1}, ()
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter has no compiler")
-@pytest.mark.parametrize("capability", [80, 90])
-def test_every_kernel_compiles(capability, monkeypatch, tmp_path):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for variant in variants():
-        assert compiled(capability, *variant).asm["cubin"]
+test_every_kernel_compiles = compiles(variants)
 
 
 @runs

@@ -160,7 +160,7 @@ def compare(
     [cyan]torch-dropblock compare --rows dropblock,dropblock:block_size=2,dropblock:curve=constant --out study[/]
     """
     from .compare import data as images
-    from .compare import networks, report, study
+    from .compare import networks, processes, report, study
     from .compare.records import Records
     from .compare.rows import TABLE_1, parsed
     from .compare.settings import settings_of
@@ -186,13 +186,13 @@ def compare(
     )
     chosen = parsed(TABLE_1 if rows is None else rows.split(","), settings)
     networks.checked(settings.model)
-    per_node, nodes_there = study.launched_with()
+    per_node, nodes_there = processes.launched_with()
     devices, nodes = per_node if devices is None else devices, nodes_there if nodes is None else nodes
-    machine = study.Machine(accelerator, devices, nodes, workers)
+    machine = processes.Machine(accelerator, devices, nodes, workers)
     source = images.load(settings, data_dir, download)
     records = Records(out, settings)
     console = new_console()
-    is_first = machine.processes == 1 or study.is_first_process()
+    is_first = machine.processes == 1 or processes.is_first_process()
     with StudyProgress(Console(stderr=True), quiet=not is_first) as progress:
         work = study.Study(
             settings, chosen, range(seeds), source, records, progress, machine, save_weights=save_weights

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -23,6 +22,7 @@ from torch.utils.data import Dataset, Subset
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from .image_folder import image_folder
 from .rows import Row
 from .settings import Settings
 
@@ -32,10 +32,6 @@ FOLDER = "folder:"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HELD_OUT = 0.2
 SPLIT_SEED = 0
-
-
-class UnreadableImageError(ValueError):
-    """A file that is no image, or a damaged one."""
 
 
 @dataclass(frozen=True)
@@ -281,13 +277,13 @@ def _folder(path: Path, side: int) -> tuple[Source, list[int]]:
     if (path / "train").is_dir() != (val_path is not None):
         raise ValueError(f"{path} must hold train and val, or a folder for each class; it holds one of the two only")
     if val_path:
-        train, val = map(_image_folder, (path / "train", val_path))
+        train, val = map(image_folder, (path / "train", val_path))
         if train.classes != val.classes:
             only = sorted(set(train.classes) ^ set(val.classes))
             raise ValueError(f"train and {val_path.name} of {path} must have the same classes; in one: {some(only)}")
         labels, parts = train.targets, (train, val)
     else:
-        whole = _image_folder(path)
+        whole = image_folder(path)
         few = [name for name, number in whole.class_to_idx.items() if whole.targets.count(number) < 2]
         if few:
             raise ValueError(f"each class of {path} must have two images, one of them to validate on: {some(few)}")
@@ -311,38 +307,5 @@ def _folder(path: Path, side: int) -> tuple[Source, list[int]]:
     return source, labels
 
 
-class _ImageFolder(datasets.ImageFolder):  # type: ignore[misc]
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        """Without hidden folders, in which programs keep previews."""
-        classes = [name for name in super().find_classes(directory)[0] if not name.startswith(".")]
-        if not classes:
-            raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
-        return classes, {name: number for number, name in enumerate(classes)}
-
-
-def _image_folder(path: Path) -> Any:
-    try:
-        return _ImageFolder(path, loader=read_image)
-    except FileNotFoundError as error:  # which names the classes, not where they are
-        raise ValueError(f"{path} must hold a folder of images for each class: {error}") from error
-
-
 def some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Pillow clips levels above 255, which makes a 16-bit image white."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # up to Pillow 11.2
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"its mode is {image.mode}, whose levels have no range; save it with 8 or 16 bits")
-    return image
-
-
-def read_image(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return _eight_bits(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(f"cannot read the image {path}: {error}") from error

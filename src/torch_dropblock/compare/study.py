@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import gc
 import logging
-import os
 import statistics
 import time
 import warnings
@@ -16,18 +14,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_only
 from torch import distributed
 
-from .. import checks
 from ..bench import machine
-from .data import Source, UnreadableImageError
-from .records import Records, Result, save
+from .checkpoints import WholeCheckpoints, check
+from .data import Source
+from .image_folder import UnreadableImageError
+from .processes import Machine, is_first_process, leave_group
+from .records import Records, Result
 from .rows import Row
 from .settings import Settings
 from .training import Run
@@ -57,35 +54,6 @@ class Listener(Protocol):
     def step_done(self) -> None: ...
 
     def run_ends(self, result: Result) -> None: ...
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where the runs are trained; as for Lightning's Trainer.
-
-    A run depends on it by chance alone: each process, and each of its workers, draws numbers of its own.
-    """
-
-    accelerator: str = "auto"
-    devices: int = 1
-    nodes: int = 1
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("devices", 1), ("nodes", 1), ("workers", 0)):
-            checks.whole_number(name, getattr(self, name), at_least=least)
-
-    @property
-    def processes(self) -> int:
-        return self.devices * self.nodes
-
-
-def launched_with() -> tuple[int, int]:
-    """Devices of a node and nodes, as torchrun has started this process; one of each without it."""
-    if not distributed.is_torchelastic_launched():
-        return 1, 1
-    devices = int(os.environ["LOCAL_WORLD_SIZE"])
-    return devices, int(os.environ["WORLD_SIZE"]) // devices
 
 
 @dataclass
@@ -151,7 +119,7 @@ class Study:
         """
         if self.machine.processes > 1 and not distributed.is_initialized():
             # when the process ends, not before: NCCL may wait for processes that go on, and an error is told first
-            atexit.register(_leave_group)
+            atexit.register(leave_group)
         skipped = [run for run in self.unfinished if not self._mine(*run)]
         # who was at them may have been stopped meanwhile
         for run in skipped:
@@ -189,7 +157,7 @@ class Study:
         checkpoint = folder / f"{CHECKPOINT}.ckpt"
         known = checkpoint if checkpoint.exists() else None
         if known:
-            _check(known, run)
+            check(known, run)
         trainer = self._trainer(folder, _Told(self.listener, row, seed, resumes=known is not None))
         try:
             trainer.fit(run, ckpt_path=known, weights_only=True)
@@ -224,7 +192,7 @@ class Study:
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 logger=False,
-                plugins=[_WholeCheckpoints()],
+                plugins=[WholeCheckpoints()],
                 callbacks=[last, told],
             )
         except MisconfigurationException as error:
@@ -255,29 +223,6 @@ def _counted(images: dict[str, int]) -> str:
     return "{train:,} to train on and {val:,} to validate on, of {classes} classes".format_map(images)
 
 
-def _check(file: Path, run: Run) -> None:
-    """A checkpoint is of this network, and whole; Lightning and PyTorch say so in a dozen ways."""
-    try:
-        saved = torch.load(file, weights_only=True, mmap=True)
-        shapes = {name: value.shape for name, value in saved["state_dict"].items()}
-        whole = "measured" in saved and shapes == {name: value.shape for name, value in run.state_dict().items()}
-    except OSError as error:
-        if error.filename:
-            raise
-        whole = False  # PyTorch's own, of a file cut short
-    except Exception:  # noqa: BLE001 - what damaged files raise may be anything
-        whole = False
-    if not whole:
-        raise ValueError(f"{file} is damaged, or of other images; without it the run starts again")
-
-
-class _WholeCheckpoints(TorchCheckpointIO):
-    """Lightning's way goes through the folder for temporary files, from where a move to another disk is no one step."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        save(checkpoint, Path(path))
-
-
 class _Told(Callback):
     """Tells a listener, and sees to it that all processes train the same run from the same epoch on."""
 
@@ -303,23 +248,6 @@ class _Told(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.listener.step_done()
-
-
-def is_first_process() -> bool:
-    """Of those that train together, by what their launcher told them."""
-    # without a launcher that sets ranks, each node's own command is of rank 0 until Lightning has seen its NODE_RANK
-    first_node = int(os.environ.get("NODE_RANK", 0)) == 0
-    return bool(rank_zero_only.rank == 0) and first_node  # type: ignore[attr-defined]
-
-
-def _leave_group() -> None:
-    """Gloo's threads must end before Python does: one that frees a tensor of Python's later aborts the process.
-
-    Of NCCL's group Lightning has taken care by then.
-    """
-    if distributed.is_initialized():
-        gc.collect()  # DistributedDataParallel holds the group, and is in a cycle of references
-        distributed.destroy_process_group()
 
 
 @contextmanager
