@@ -46,7 +46,7 @@ def why_not(source: Path, library: Path) -> str:
     """Compile the library; why it cannot be done, if so."""
     if os.environ.get("TORCH_DROPBLOCK_NATIVE") == "0":
         return "TORCH_DROPBLOCK_NATIVE is 0"
-    compiler = shlex.split(os.environ.get("CC", "gcc"))
+    compiler = shlex.split(os.environ.get("CC") or "gcc")
     if not sys.platform.startswith("linux") or shutil.which(compiler[0]) is None:
         return "it takes Linux, where PyTorch's threads are those of GCC's OpenMP library, and GCC"
     with tempfile.TemporaryDirectory() as folder:
