@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import urllib.request
 
 import pytest
 
@@ -29,7 +30,8 @@ def test_what_is_typed_reaches_the_server(monkeypatch, options, expected):
 
     served = []
 
-    def serve(port, open_browser, ready):
+    def serve(folder, port, open_browser, ready):
+        assert folder.is_dir()
         served.append((port, open_browser))
         ready("http://127.0.0.1:1")
 
@@ -44,12 +46,29 @@ def test_uploads_have_a_private_folder_for_a_while(monkeypatch, before):
         monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
     else:
         monkeypatch.setenv("GRADIO_TEMP_DIR", before)
-    with cli_playground._private_uploads():
-        folder = os.environ["GRADIO_TEMP_DIR"]
-        assert folder.startswith(tempfile.gettempdir())
-        assert os.stat(folder).st_mode & 0o077 == 0
-    assert not os.path.exists(folder)
+    with cli_playground._private_folder() as folder:
+        assert os.environ["GRADIO_TEMP_DIR"] == str(folder)
+        assert str(folder).startswith(tempfile.gettempdir())
+        assert folder.stat().st_mode & 0o077 == 0
+    assert not folder.exists()
     assert os.environ.get("GRADIO_TEMP_DIR") == before
+
+
+def test_gradio_is_imported_without_proxies_and_certificates(monkeypatch):
+    theirs = {
+        "all_proxy": "socks5://a",
+        "HTTPS_PROXY": "b",
+        "NO_PROXY": "[::1]",
+        "SSL_CERT_FILE": "c",
+        "SSL_CERT_DIR": "",
+    }
+    for name, value in theirs.items():
+        monkeypatch.setenv(name, value)
+    before = dict(os.environ)
+    with cli_playground._no_proxies():
+        assert {name: os.environ.get(name) for name in theirs} == {**dict.fromkeys(theirs), "NO_PROXY": "*"}
+        assert urllib.request.proxy_bypass("example.com")
+    assert dict(os.environ) == before
 
 
 def test_gradio_is_imported_by_this_command_alone():

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +14,8 @@ import typer
 from .terminal import new_console
 
 LARGEST_PORT = 65535
+PROXIES = {"ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY"}
+CERTIFICATES = {"SSL_CERT_FILE", "SSL_CERT_DIR"}
 
 
 def playground(
@@ -34,25 +37,36 @@ def playground(
     if port is not None and not 1 <= port <= LARGEST_PORT:
         raise ValueError(f"--port must be from 1 to {LARGEST_PORT}, got {port}")
     console = new_console()
-    with _private_uploads():
-        from .playground_server import serve
-
-        serve(port, open_browser, lambda url: console.print(f"The playground is at {url} (Ctrl-C ends it)"))
+    with _private_folder() as folder:
+        with _no_proxies():
+            from .playground_server import serve
+        serve(folder, port, open_browser, lambda url: console.print(f"The playground is at {url} (Ctrl-C ends it)"))
 
 
 @contextmanager
-def _private_uploads() -> Iterator[None]:
-    """Let Gradio put uploads where no other user of the machine can read, and leave none of them behind.
-
-    To be called before Gradio is imported, which looks up then where they go.
-    """
+def _private_folder() -> Iterator[Path]:
+    """A folder for uploads that no other user of the machine can read, and for what Gradio makes as it is imported."""
     before = os.environ.get("GRADIO_TEMP_DIR")
     with tempfile.TemporaryDirectory(prefix="torch-dropblock-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         try:
-            yield
+            yield Path(folder)
         finally:
             if before is None:
                 del os.environ["GRADIO_TEMP_DIR"]
             else:
                 os.environ["GRADIO_TEMP_DIR"] = before
+
+
+@contextmanager
+def _no_proxies() -> Iterator[None]:
+    """Hide proxies and certificates from Gradio, which reads them as it is imported and may fail; it calls nobody."""
+    hidden = {name: value for name, value in os.environ.items() if name.upper() in PROXIES | CERTIFICATES}
+    for name in hidden:
+        del os.environ[name]
+    os.environ["NO_PROXY"] = "*"  # elsewhere than on Linux, the system's own settings count otherwise
+    try:
+        yield
+    finally:
+        del os.environ["NO_PROXY"]
+        os.environ.update(hidden)

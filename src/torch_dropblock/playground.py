@@ -1,47 +1,28 @@
 """The playground's page in Gradio: controls in, the parts of `playground_page` out.
 
-What is a visitor's own, the uploaded picture, lies in a `gr.State`, which Gradio keeps for each visitor apart and
-forgets when the page is closed; the uploaded file is removed as soon as it is read. The pictures that are shown are
-written into the page, so no file of them exists either.
+An uploaded picture lies in a `gr.State`, one for each visitor; `playground_sessions` ends it when the page is closed.
+The pictures that are shown are written into the page, so Gradio handles no file at all: of an upload it gets the name
+under which `playground_uploads` has the picture.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import gradio as gr
 
 from . import checks
 from . import playground_page as page
-from .photo import read_photo
-from .playground_view import (
-    LARGEST_MAP,
-    LARGEST_SEED,
-    METHODS,
-    SIDE,
-    STEPS,
-    Levels,
-    Settings,
-    as_levels,
-    builtin_levels,
-    draw,
-)
+from .playground_uploads import Picture
+from .playground_view import LARGEST_MAP, LARGEST_SEED, METHODS, STEPS, Levels, Settings, builtin_levels, draw
 from .schedule import CURVES
 
 TITLE = "DropBlock playground"
 BUILTIN = "Grace Hopper, the built-in photograph"
 LARGEST_BLOCK = 64
 NEXT_SEED = f"seed => (Number(seed) + 1) % {LARGEST_SEED + 1}"
-MAX_PIXELS = 100_000_000  # above any camera's, and about a second to read
-
-
-class Picture(NamedTuple):
-    """What a visitor uploaded."""
-
-    name: str
-    levels: Levels
 
 
 class Controls(NamedTuple):
@@ -60,11 +41,15 @@ class Controls(NamedTuple):
     curve: gr.Radio
 
 
-def blocks() -> gr.Blocks:
-    """The page: what is on it, and what happens when it is used."""
+def blocks(take: Callable[[str], Picture]) -> gr.Blocks:
+    """The page: what is on it, and what happens when it is used.
+
+    Args:
+        take: returns the picture that was uploaded under a name, or raises a ValueError that says why there is none.
+    """
     first = draw(Settings(), builtin_levels())
     content: gr.Blocks
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(60, 60)) as content:
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as content:
         picture = gr.State(None)  # None: the built-in one
         gr.HTML(page.heading(TITLE), elem_id="heading")
         with gr.Column(elem_id="layout"):
@@ -78,6 +63,7 @@ def blocks() -> gr.Blocks:
             with gr.Column(elem_id="controls"):
                 with gr.Row():
                     upload = gr.UploadButton("Upload a picture", size="sm", min_width=0, elem_id="upload")
+                    uploaded = gr.Textbox(visible=False)  # the name that the server gave to the upload
                     builtin = gr.Button("Built-in photograph", size="sm", min_width=0, elem_id="builtin")
                 message = gr.HTML("", elem_id="message")
                 controls, again = _controls(first.settings)
@@ -96,16 +82,18 @@ def blocks() -> gr.Blocks:
                 details = gr.HTML(page.details(first), elem_id="details")
 
         values, shown = [picture, *controls], [message, caption, mask, numbers, code, details]
-        # One at a time and in order, so that no older picture comes after a newer one. Of all that a slider passes
-        # while a picture is drawn, "always_last" draws only where it is then. Number boxes hold anything while they
-        # are typed in, so nothing is preprocessed: `Settings` says what is wrong.
+        # `playground_gate` serves one call at a time, so none needs a queue. While a picture is drawn, "always_last"
+        # skips all that a slider passes but its last place. Number boxes hold anything while they are typed in, so
+        # nothing is preprocessed: `Settings` says what is wrong.
         how: dict[str, Any] = {
-            "show_progress": "hidden", "api_visibility": "private", "concurrency_id": "draw", "preprocess": False,
+            "show_progress": "hidden", "api_visibility": "private", "queue": False, "preprocess": False,
         }  # fmt: skip
         last = {**how, "trigger_mode": "always_last"}
         gr.on([control.change for control in controls if control is not controls.square], _show, values, shown, **last)
         again.click(None, controls.seed, controls.seed, js=NEXT_SEED)
-        upload.upload(_upload, [upload, *values], [picture, original, under, *shown], **how)
+        upload.upload(None, upload, uploaded, js="file => file.path", **how).then(
+            partial(_upload, take), [uploaded, *values], [picture, original, under, *shown], **how
+        )
         builtin.click(_builtin, values, [picture, original, under, *shown], **how)
 
         # a block that becomes square, or ceases to be, is at first as wide as it is high
@@ -187,19 +175,12 @@ def _show(picture: Picture | None, *values: Any) -> list[Any]:
     return ["", *parts]
 
 
-def _upload(file: dict[str, Any], _: Picture | None, *values: Any) -> list[Any]:
-    path, name = Path(file["path"]), file["orig_name"]
+def _upload(take: Callable[[str], Picture], name: str, _: Picture | None, *values: Any) -> list[Any]:
     try:
-        photo = read_photo(path, SIDE, max_pixels=MAX_PIXELS)
-    except (OSError, ValueError) as error:
-        said = str(error).replace(str(path), name)
-        return [*[gr.skip()] * 3, page.message(said), *[gr.skip()] * 5]
-    finally:
-        with suppress(OSError):  # Gradio's folder for this file; not more, whatever path a visitor may send
-            path.unlink()
-            path.parent.rmdir()
-    picture = Picture(name, as_levels(photo))
-    return [picture, *_pictures(picture.levels, name), *_show(picture, *values)]
+        picture = take(name)
+    except ValueError as error:
+        return [*[gr.skip()] * 3, page.message(str(error)), *[gr.skip()] * 5]
+    return [picture, *_pictures(picture.levels, picture.name), *_show(picture, *values)]
 
 
 def _builtin(_: Picture | None, *values: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The playground's server: on this machine alone, with no call to any other."""
+"""The playground's server: for this machine alone, with no call to any other."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import gradio as gr
 import uvicorn
@@ -18,17 +19,22 @@ from fastapi import FastAPI
 from . import figures
 from . import playground_page as page
 from .playground import blocks
+from .playground_calls import Calls
+from .playground_gate import Gate
+from .playground_sessions import MOST_SESSIONS, Sessions
+from .playground_uploads import LARGEST_FILE, Uploads
 
 HOST = "127.0.0.1"
 FIRST_PORT = 7860  # Gradio's
 PORTS_TRIED = 100
-LARGEST_FILE = "100mb"
+MOST_CONNECTIONS = 8 * MOST_SESSIONS  # a browser opens six
 
 
-def serve(port: int | None, open_browser: bool, ready: Callable[[str], None]) -> None:
+def serve(folder: Path, port: int | None, open_browser: bool, ready: Callable[[str], None]) -> None:
     """Serve the playground until it is interrupted.
 
     Args:
+        folder: where uploads lie while they are read; nobody else may write there.
         port: where to listen; None takes the first free one from `FIRST_PORT` on.
         open_browser: show the page in the user's browser.
         ready: called with the address once the page can be asked for.
@@ -45,7 +51,15 @@ def serve(port: int | None, open_browser: bool, ready: Callable[[str], None]) ->
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
         # a page that is still open keeps its connection, which would hold up the end
-        config = uvicorn.Config(create_app(), log_level="warning", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            create_app(folder),
+            log_level="warning",
+            timeout_graceful_shutdown=1,
+            limit_concurrency=MOST_CONNECTIONS,
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
+        )
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that being terminated ends well too
         with suppress(KeyboardInterrupt):  # uvicorn raises the signal once more after it has ended well
             Server(config, started).run([listener])
@@ -68,24 +82,38 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def create_app() -> FastAPI:
-    app: FastAPI = gr.mount_gradio_app(
-        FastAPI(),
-        blocks(),
+def create_app(folder: Path) -> Gate:
+    """The page behind its gate.
+
+    Args:
+        folder: as for `serve`.
+    """
+    uploads = Uploads(folder)
+    content = blocks(uploads.take)
+    content.state_session_capacity = MOST_SESSIONS
+    app = gr.mount_gradio_app(
+        FastAPI(openapi_url=None),  # and so no pages of documentation
+        content,
         "/",
         theme=_theme(),
         css=page.STYLE,
         footer_links=[],
         run_history=False,
-        max_file_size=LARGEST_FILE,
+        max_file_size=LARGEST_FILE,  # for the page, which says so before it sends a file
         enable_monitoring=False,
+        show_error=False,
+        app_kwargs={"openapi_url": None},
         # given, since environment variables would decide otherwise
         ssr_mode=False,
         mcp_server=False,
         pwa=False,
         root_path="",
     )
-    return app
+
+    def forget(session: str) -> None:
+        content.state_holder.session_data.pop(session, None)
+
+    return Gate(app, Calls(content.config), uploads, Sessions(forget))
 
 
 def _theme() -> gr.themes.Base:
@@ -117,7 +145,8 @@ def _theme() -> gr.themes.Base:
 def _listening(port: int | None) -> Iterator[socket.socket]:
     tried = range(FIRST_PORT, FIRST_PORT + PORTS_TRIED) if port is None else (port,)
     reason: str | None = None
-    with socket.socket() as listener:
+    # with the protocol named, asyncio sends each part of an answer at once, not 40 ms later
+    with socket.socket(proto=socket.IPPROTO_TCP) as listener:
         if os.name == "posix":  # elsewhere it would let two servers have one port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         for number in tried:
