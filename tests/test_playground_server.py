@@ -12,6 +12,7 @@ import webbrowser
 
 import pytest
 
+import asgi
 from asgi import form
 from browser import Server
 from torch_dropblock import playground_server
@@ -263,6 +264,17 @@ def test_an_upload_of_another_site_is_refused_before_it_is_sent(ask, source):
         answer = connection.recv(10_000).decode()
     assert re.match("HTTP/1.1 (403|421) ", answer)
     assert "access-control" not in answer.lower()
+
+
+def test_a_flood_of_sessions_does_not_make_the_server_grow(tmp_path, config):
+    app = playground_server.create_app(tmp_path)
+    (gradio,) = (route.app for route in app._app.routes if getattr(route, "path", None) == "")
+    function = next(f["id"] for f in config["dependencies"] if f["backend_fn"] and len(f["inputs"]) == 1)
+    for number in range(3 * MOST_SESSIONS):
+        body = json.dumps({"data": [False], "fn_index": function, "session_hash": str(number)}).encode()
+        assert asgi.ask(app, "POST", CALL, body, content_type="application/json")[0] == 200
+    for kept in (gradio.state_holder.session_data, gradio.state_holder.time_last_used):
+        assert list(kept) == [str(number) for number in range(2 * MOST_SESSIONS, 3 * MOST_SESSIONS)]
 
 
 def test_a_flood_of_pages_ends_and_leaves_nothing(ask):

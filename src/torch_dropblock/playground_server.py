@@ -112,6 +112,7 @@ def create_app(folder: Path) -> Gate:
 
     def forget(session: str) -> None:
         content.state_holder.session_data.pop(session, None)
+        content.state_holder.time_last_used.pop(session, None)
 
     return Gate(app, Calls(content.config), uploads, Sessions(forget))
 
