@@ -87,11 +87,11 @@ def test_runs_without_settings_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["settings.json", "results.jsonl"])
-@pytest.mark.parametrize("content", ['{"row": "base', "[1]", '{"row": 1}', json.dumps(result(top1="x")), "\udcff"])
+@pytest.mark.parametrize("content", ['{"row": "base', "[1]", json.dumps(result(top1="x")), "\udcff"])
 def test_a_damaged_file_is_named(tmp_path, name, content):
     Records(tmp_path, Settings()).add(result())
     (tmp_path / name).write_text(content + "\n", errors="surrogateescape")
-    with pytest.raises(ValueError, match=f"{name} is damaged: |holds runs made with data None"):
+    with pytest.raises(ValueError, match=f"{name}(, line 1)?( is damaged: |: top1 must be )|made with data None"):
         Records(tmp_path, Settings()).results()
 
 
