@@ -1,5 +1,6 @@
 """A study from its first run to its last: in this process, and as a command that is killed, stopped and spread."""
 
+import dataclasses
 import json
 import os
 import random
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader
 import studies
 from studies import Heard, Stops, finish, results, start, study, wait_for
 from torch_dropblock.compare import data, networks
-from torch_dropblock.compare.image_folder import UnreadableImageError
+from torch_dropblock.compare.image_file import UnreadableImageError
 from torch_dropblock.compare.rows import Row
 from torch_dropblock.compare.settings import Settings
 
@@ -184,7 +185,7 @@ def test_what_cannot_be_trained_is_refused_at_once(tmp_path, changes, words):
 def test_a_batch_is_shared_out_evenly(tmp_path):
     work = study(tmp_path)
     with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 processes, got 50"):
-        type(work)(**vars(work) | {"machine": studies.Machine(devices=3)})
+        dataclasses.replace(work, machine=studies.Machine(devices=3))
 
 
 @pytest.mark.parametrize(
@@ -208,18 +209,26 @@ def test_what_the_accelerator_cannot_is_refused(tmp_path, accelerator, precision
     study(tmp_path)  # takes other settings, since there is nothing in the directory
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_named_in_one_line(tmp_path, workers):
+@pytest.mark.parametrize(
+    ("workers", "number", "words"),
+    [
+        (0, 1, r"^cannot read the image .*/a/0.png: cannot [^\n]*$"),
+        (1, 3, r"^cannot read 3 of 10 images: .*/a/0.png: cannot [^\n]*; .*/a/1.png: cannot [^\n]*; .*/a/2.png: "),
+    ],
+)
+def test_all_unreadable_images_are_named_in_one_line(tmp_path, workers, number, words):
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(5):
             Image.new("RGB", (40, 40)).save(tmp_path / "images" / name / f"{i}.png")
     wanted = {"data": f"folder:{tmp_path / 'images'}", "image_size": 16, "limit_train": None, "batch_size": 4}
     work = study(tmp_path / "out", workers=workers, **wanted)
-    for file in (tmp_path / "images" / "a").iterdir():
+    bad = sorted((tmp_path / "images" / "a").iterdir())
+    for file in bad[:number]:
         file.write_bytes(b"no image")
-    with pytest.raises(UnreadableImageError, match=r"^cannot read the image .*/a/\d.png: [^\n]*$"):
+    with pytest.raises(UnreadableImageError, match=words) as error:
         work.run()
+    assert len(error.value.files) == number
 
 
 # --- killed, stopped, and without room -------------------------------------------------------------------------------

@@ -192,22 +192,25 @@ def compare(
     source = images.load(settings, data_dir, download)
     records = Records(out, settings)
     console = new_console()
+    stop = processes.Stop()
     is_first = machine.processes == 1 or processes.is_first_process()
     with StudyProgress(Console(stderr=True), quiet=not is_first) as progress:
         work = study.Study(
             settings, chosen, range(seeds), source, records, progress, machine, save_weights=save_weights
         )
+        progress.note(source.notes)
         progress.expect(len(work.runs), len(work.unfinished), work.steps_of_a_run)
         try:
             tiny = settings.data == "digits" and settings.model == networks.SMALL
             # 8×8 pixels give a second thread little to do but to wait, and for long where the machine has other work
-            with one_thread() if tiny else nullcontext():
+            with stop.listening(), one_thread() if tiny else nullcontext():
                 work.run()
             stopped = False
         except KeyboardInterrupt:
             stopped = True
+    code = 128 + stop.signal if stopped else 0
     if not is_first:
-        return
+        raise typer.Exit(code)
     asked = [row.name for row in chosen]
     results = [result for result in records.results() if result["row"] in asked and result["seed"] < seeds]
     unfinished = len(work.unfinished)
@@ -221,8 +224,7 @@ def compare(
         print_path(console, records.write("table.md", report.markdown(lines, about)))
         for name, picture in report.draw(results, asked, title).items():
             print_path(console, records.write(name, picture))
-    if stopped:
-        raise typer.Exit(130)
+    raise typer.Exit(code)
 
 
 def _print_table(console: Console, lines: list[Line], title: str) -> None:

@@ -21,9 +21,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ..schedule import KeepProbSchedule
 from . import networks, noise
-from .data import Source
 from .rows import Row
 from .settings import MILESTONES, WARMUP, Settings
+from .source import Source
 
 # a label that is not counted: it fills the last batch of the ranks that have an image less
 PADDING = -1
