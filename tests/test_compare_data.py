@@ -19,9 +19,9 @@ def test_limit_train_is_always_the_same_images_of_all_classes():
 @pytest.mark.parametrize(
     ("limit", "words"),
     [
-        (9, "limit_train must be from 10, one image of each class, to all 1437 of them, got 9"),
+        (9, "--limit-train must be from 10, one image of each class, to all 1437 of them, got 9"),
         (1438, "got 1438"),
-        (1430, "limit_train 1430: 1437 images of 10 classes cannot be split in two parts"),
+        (1430, "--limit-train 1430: 1437 images of 10 classes cannot be split in two parts"),
     ],
 )
 def test_limits_that_are_not_possible(limit, words):
@@ -30,5 +30,5 @@ def test_limits_that_are_not_possible(limit, words):
 
 
 def test_unknown_data_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="data must be digits, fashion-mnist, cifar10 or folder:DIR, got 'imagenet'"):
+    with pytest.raises(ValueError, match="--data must be digits, fashion-mnist, cifar10 or folder:DIR, got 'imagenet'"):
         load(tmp_path, data="imagenet")

@@ -9,7 +9,7 @@ from torch_dropblock.compare.processes import Machine
 
 @pytest.mark.parametrize("name", ["devices", "nodes", "workers"])
 def test_impossible_machines_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name} must be an int of at least [01], got -1"):
+    with pytest.raises(ValueError, match=f"--{name} must be an int of at least [01], got -1"):
         Machine(**{name: -1})
 
 

@@ -173,7 +173,7 @@ def test_a_run_that_another_command_trains_is_left_to_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"batch_size": 151}, "batch_size must be at most the 150 images to train on, got 151"),
+        ({"batch_size": 151}, "--batch-size must be at most the 150 images to train on, got 151"),
         ({"names": ["cutout:area=0.001"]}, "a square of side 0"),
     ],
 )
@@ -184,14 +184,14 @@ def test_what_cannot_be_trained_is_refused_at_once(tmp_path, changes, words):
 
 def test_a_batch_is_shared_out_evenly(tmp_path):
     work = study(tmp_path)
-    with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 processes, got 50"):
+    with pytest.raises(ValueError, match="--batch-size must be a multiple of the 3 processes, got 50"):
         dataclasses.replace(work, machine=studies.Machine(devices=3))
 
 
 @pytest.mark.parametrize(
     ("accelerator", "precision", "words"),
     [
-        ("cpu", "16-mixed", "precision 16-mixed needs a GPU; on this accelerator it would be bf16-mixed"),
+        ("cpu", "16-mixed", "--precision 16-mixed needs a GPU; on this accelerator it would be bf16-mixed"),
         ("tpux", "32-true", "invalid accelerator name"),
         pytest.param(
             "gpu",

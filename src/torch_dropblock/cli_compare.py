@@ -161,11 +161,12 @@ def compare(
     """
     from .compare import data as images
     from .compare import networks, processes, report, study
+    from .compare.image_file import UnreadableImageError
     from .compare.records import Records
     from .compare.rows import TABLE_1, parsed
     from .compare.settings import settings_of
 
-    checks.whole_number("seeds", seeds, at_least=1)
+    checks.whole_number("--seeds", seeds, at_least=1)
     settings = settings_of(
         preset,
         data=data,
@@ -178,7 +179,7 @@ def compare(
         precision=precision,
         keep_prob=keep_prob,
         block_size=block_size,
-        rate=None if rate is None else checks.rate(rate),
+        rate=rate,
         curve=curve,
         limit_train=limit_train,
         image_size=image_size,
@@ -208,6 +209,9 @@ def compare(
             stopped = False
         except KeyboardInterrupt:
             stopped = True
+        except UnreadableImageError as error:
+            progress.note(error.files if len(error.files) > 1 else ())
+            raise
     code = 128 + stop.signal if stopped else 0
     if not is_first:
         raise typer.Exit(code)

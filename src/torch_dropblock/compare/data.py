@@ -27,15 +27,15 @@ def load(settings: Settings, data_dir: Path, download: bool = False) -> Source:
     elif settings.data in NAMES:
         source, labels = arrays(settings.data, data_dir, download)
     else:
-        raise ValueError(f"data must be {', '.join(NAMES)} or folder:DIR, got {settings.data!r}")
+        raise ValueError(f"--data must be {', '.join(NAMES)} or folder:DIR, got {settings.data!r}")
     if settings.limit_train is None:
         return source
     if not source.classes <= settings.limit_train <= len(labels):
         raise ValueError(
-            f"limit_train must be from {source.classes}, one image of each class, to all {len(labels)} of them, "
+            f"--limit-train must be from {source.classes}, one image of each class, to all {len(labels)} of them, "
             f"got {settings.limit_train}"
         )
     if settings.limit_train == len(labels):
         return source
-    part, _ = split(labels, settings.limit_train, f"limit_train {settings.limit_train}")
+    part, _ = split(labels, settings.limit_train, f"--limit-train {settings.limit_train}")
     return replace(source, train=Subset(source.train, part))

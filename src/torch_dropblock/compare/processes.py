@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import distributed
 
 from .. import checks
+from .settings import option
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         for name, least in (("devices", 1), ("nodes", 1), ("workers", 0)):
-            checks.whole_number(name, getattr(self, name), at_least=least)
+            checks.whole_number(option(name), getattr(self, name), at_least=least)
 
     @property
     def processes(self) -> int:

@@ -84,10 +84,10 @@ class Study:
     def __post_init__(self) -> None:
         batch, processes = self.settings.batch_size, self.machine.processes
         if batch % processes:
-            raise ValueError(f"batch_size must be a multiple of the {processes} processes, got {batch}")
+            raise ValueError(f"--batch-size must be a multiple of the {processes} processes, got {batch}")
         if batch > len(self.source.train):  # type: ignore[arg-type]
             images = len(self.source.train)  # type: ignore[arg-type]
-            raise ValueError(f"batch_size must be at most the {images} images to train on, got {batch}")
+            raise ValueError(f"--batch-size must be at most the {images} images to train on, got {batch}")
         for row in self.rows:
             self.source.train_of(row)
         for result in self.records.results():
@@ -201,9 +201,8 @@ class Study:
         except (MisconfigurationException, RuntimeError) as error:  # the latter of a cluster's variables
             raise ValueError(str(error)) from error
         if trainer.precision != self.settings.precision:  # Lightning takes another with no more than a warning
-            raise ValueError(
-                f"precision {self.settings.precision} needs a GPU; on this accelerator it would be {trainer.precision}"
-            )
+            wanted = self.settings.precision
+            raise ValueError(f"--precision {wanted} needs a GPU; on this accelerator it would be {trainer.precision}")
         return without_signals(trainer)
 
     def _result(self, run: Run, trainer: Trainer) -> Result:
