@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import studies
-from studies import Heard, Stops, finish, results, start, study, wait_for
+from studies import Heard, Stops, finish, free_port, results, start, study, wait_for
 from torch_dropblock.compare import data, networks
 from torch_dropblock.compare.image_file import UnreadableImageError
 from torch_dropblock.compare.rows import Row
@@ -312,12 +311,6 @@ def check_no_room(path, process, words):
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
 needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="PyTorch was built without gloo")
-
-
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return str(listening.getsockname()[1])
 
 
 @needs_gloo
