@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+import image_sets
 import studies
 from command import call, complaint, succeed
 from torch_dropblock.compare.rows import TABLE_1
@@ -94,7 +95,7 @@ def test_torchruns_processes_are_used(made, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--data", "imagenet"), "data must be digits, fashion-mnist, cifar10 or folder:DIR, got 'imagenet'"),
+        (("--data", "imagenet"), "--data must be digits, fashion-mnist, cifar10 or folder:DIR, got 'imagenet'"),
         (
             ("--data", "cifar10", "--data-dir", "absent"),
             "the folder absent does not hold cifar10, or not whole: --data",
@@ -102,33 +103,54 @@ def test_torchruns_processes_are_used(made, tmp_path, monkeypatch):
         (("--data", "folder:absent"), "there is no folder absent of images"),
         (("--rows", "dropblok"), "got 'dropblok'; close to it: dropblock"),
         (("--rows", "dropout,"), "joined by +, got ''"),
-        (("--rows", "cutout,cutout"), "rows must not name one twice, got cutout, cutout"),
-        (("--seeds", 0), "seeds must be an int of at least 1, got 0"),
-        (("--epochs", 0), "epochs must be an int of at least 1, got 0"),
-        (("--keep-prob", 1.5), "keep_prob must be a number in [0, 1], got 1.5"),
-        (("--block-size", 0), "block_size must be an int of at least 1, got 0"),
-        (("--rate", "some"), "rate must be 'exact' or 'paper', got 'some'"),
-        (("--curve", "sine"), "curve must be one of linear, cosine, constant, step, got 'sine'"),
-        (("--preset", "slow"), "preset must be one of quick, standard, paper, got 'slow'"),
-        (("--precision", "fp8"), "precision must be one of 32-true, bf16-mixed, 16-mixed, 64-true, got 'fp8'"),
-        (("--decay", "linear"), "decay must be one of cosine, steps, got 'linear'"),
-        (("--limit-train", 5), "limit_train must be from 10, one image of each class, to all 1437 of them, got 5"),
-        (("--batch-size", 5000), "batch_size must be at most the 1437 images to train on, got 5000"),
-        (("--devices", 3), "batch_size must be a multiple of the 3 processes, got 64"),
-        (("--devices", 0), "devices must be an int of at least 1, got 0"),
+        (("--rows", "cutout,cutout"), "--rows must not name one twice, got cutout, cutout"),
+        (("--seeds", 0), "--seeds must be an int of at least 1, got 0"),
+        (("--epochs", 0), "--epochs must be an int of at least 1, got 0"),
+        (("--keep-prob", 1.5), "--keep-prob must be a number in [0, 1], got 1.5"),
+        (("--block-size", 0), "--block-size must be an int of at least 1, got 0"),
+        (("--rate", "some"), "--rate must be one of exact, paper, got 'some'"),
+        (("--curve", "sine"), "--curve must be one of linear, cosine, constant, step, got 'sine'"),
+        (("--preset", "slow"), "--preset must be one of quick, standard, paper, got 'slow'"),
+        (("--precision", "fp8"), "--precision must be one of 32-true, bf16-mixed, 16-mixed, 64-true, got 'fp8'"),
+        (("--decay", "linear"), "--decay must be one of cosine, steps, got 'linear'"),
+        (("--limit-train", 5), "--limit-train must be from 10, one image of each class, to all 1437 of them, got 5"),
+        (("--batch-size", 5000), "--batch-size must be at most the 1437 images to train on, got 5000"),
+        (("--devices", 3), "--batch-size must be a multiple of the 3 processes, got 64"),
+        (("--devices", 0), "--devices must be an int of at least 1, got 0"),
         (("--rows", ""), "joined by +, got ''"),
-        (("--rate", ""), "rate must be 'exact' or 'paper', got ''"),
-        (("--devices", -1), "devices must be an int of at least 1, got -1"),
-        (("--workers", -1), "workers must be an int of at least 0, got -1"),
-        (("--model", "resnet19"), "model must be one of small, resnet101, "),
+        (("--rate", ""), "--rate must be one of exact, paper, got ''"),
+        (("--devices", -1), "--devices must be an int of at least 1, got -1"),
+        (("--workers", -1), "--workers must be an int of at least 0, got -1"),
+        (("--model", "resnet19"), "--model must be one of small, resnet101, "),
         (("--accelerator", "abacus"), "invalid accelerator name"),
-        (("--precision", "16-mixed", "--accelerator", "cpu"), "precision 16-mixed needs a GPU"),
+        (("--precision", "16-mixed", "--accelerator", "cpu"), "--precision 16-mixed needs a GPU"),
         (("--out", "/dev/null/study"), "/dev/null/study"),
     ],
 )
 def test_bad_values_are_one_line(words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert message in complaint("compare", *words)
+
+
+def test_all_unreadable_images_are_listed_one_a_line(tmp_path):
+    image_sets.images(tmp_path / "set", ("a", "b"), 10)
+    bad = [tmp_path / "set" / "a" / f"{i}.png" for i in range(7)]
+    for file in bad:
+        file.write_bytes(b"no image")
+    words = ("--data", f"folder:{tmp_path}/set", "--model", "small", "--batch-size", 4, "--image-size", 16)
+    code, out, err = call("compare", *words, "--accelerator", "cpu", "--out", tmp_path / "out")
+    assert (code, out) == (2, "")
+    *lines, last = err.splitlines()
+    assert [file for file, line in zip(bad, lines, strict=True) if str(file) in line] == bad
+    assert last.startswith(f"error: cannot read 7 of 20 images: {bad[0]}: ")
+
+
+def test_what_was_found_in_a_folder_is_told(made, tmp_path):
+    for part in ("TRAIN", "TEST"):
+        image_sets.images(tmp_path / "set" / part, ("[b]", "cat"))
+    words = ("--data", f"folder:{tmp_path}/set", "--model", "small", "--batch-size", 4, "--image-size", 16)
+    _, _, err = call("compare", *words, "--out", tmp_path / "out")
+    assert err == f"training on {tmp_path}/set/TRAIN, validating on {tmp_path}/set/TEST\n"
 
 
 def test_help_says_all_defaults():
@@ -218,5 +240,5 @@ def test_the_table_has_what_is_asked_for(finished):
 def test_another_recipe_is_refused_and_named(finished):
     path, words, _ = finished
     assert complaint(*words, "--learning-rate", "0.2") == (
-        f"{path} holds runs made with learning_rate 0.1, and now 0.2: use the same settings, or another --out"
+        f"{path} holds runs made with --learning-rate 0.1, and now 0.2: use the same settings, or another --out"
     )

@@ -8,7 +8,7 @@ import torch
 from studies import Heard, Stops, study
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut short", "text", "foreign", "other shapes"])
+@pytest.mark.parametrize("damage", ["empty", "cut short", "text", "foreign", "other shapes", "older", "no optimizer"])
 def test_a_checkpoint_that_is_none_is_named(tmp_path, damage):
     with pytest.raises(KeyboardInterrupt):
         study(tmp_path, listener=Stops(4)).run()
@@ -16,6 +16,14 @@ def test_a_checkpoint_that_is_none_is_named(tmp_path, damage):
     (file,) = tmp_path.rglob("last.ckpt")
     if damage == "foreign":
         torch.save({"weights": torch.ones(3)}, file)
+    elif damage == "older":
+        saved = torch.load(file, weights_only=True)
+        del saved["measured"]["seconds"]
+        torch.save(saved, file)
+    elif damage == "no optimizer":
+        saved = torch.load(file, weights_only=True)
+        del saved["optimizer_states"]
+        torch.save(saved, file)
     elif damage == "other shapes":
         saved = torch.load(file, weights_only=True)
         name, value = saved["state_dict"].popitem()

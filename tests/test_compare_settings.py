@@ -35,20 +35,20 @@ def test_what_is_chosen_goes_before_the_preset():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"epochs": 0}, "epochs must be an int of at least 1, got 0"),
-        ({"batch_size": -1}, "batch_size must be an int of at least 1, got -1"),
-        ({"image_size": 0}, "image_size must be an int of at least 1, got 0"),
-        ({"block_size": 0}, "block_size must be an int of at least 1, got 0"),
-        ({"limit_train": 0}, "limit_train must be an int of at least 1, got 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be a finite number above 0, got 0.0"),
-        ({"learning_rate": math.nan}, "learning_rate must be a finite number above 0, got nan"),
-        ({"weight_decay": -0.1}, "weight_decay must be a finite number at least 0, got -0.1"),
-        ({"keep_prob": 1.1}, r"keep_prob must be a number in \[0, 1\], got 1.1"),
-        ({"rate": "exactly"}, "rate must be 'exact' or 'paper', got 'exactly'"),
-        ({"decay": "linear"}, "decay must be one of cosine, steps, got 'linear'"),
-        ({"precision": "fp8"}, "precision must be one of 32-true, .*, got 'fp8'"),
-        ({"curve": "sine"}, "curve must be one of linear, cosine, constant, step, got 'sine'"),
-        ({"validate_every": 4}, "validate_every must divide the 30 epochs, got 4"),
+        ({"epochs": 0}, "--epochs must be an int of at least 1, got 0"),
+        ({"batch_size": -1}, "--batch-size must be an int of at least 1, got -1"),
+        ({"image_size": 0}, "--image-size must be an int of at least 1, got 0"),
+        ({"block_size": 0}, "--block-size must be an int of at least 1, got 0"),
+        ({"limit_train": 0}, "--limit-train must be an int of at least 1, got 0"),
+        ({"learning_rate": 0.0}, "--learning-rate must be a finite number above 0, got 0.0"),
+        ({"learning_rate": math.nan}, "--learning-rate must be a finite number above 0, got nan"),
+        ({"weight_decay": -0.1}, "--weight-decay must be a finite number at least 0, got -0.1"),
+        ({"keep_prob": 1.1}, r"--keep-prob must be a number in \[0, 1\], got 1.1"),
+        ({"rate": "exactly"}, "--rate must be one of exact, paper, got 'exactly'"),
+        ({"decay": "linear"}, "--decay must be one of cosine, steps, got 'linear'"),
+        ({"precision": "fp8"}, "--precision must be one of 32-true, .*, got 'fp8'"),
+        ({"curve": "sine"}, "--curve must be one of linear, cosine, constant, step, got 'sine'"),
+        ({"validate_every": 4}, "--validate-every must divide the 30 epochs, got 4"),
     ],
 )
 def test_values_out_of_range(changes, words):
@@ -57,7 +57,7 @@ def test_values_out_of_range(changes, words):
 
 
 def test_an_unknown_preset_is_refused():
-    with pytest.raises(ValueError, match="preset must be one of quick, standard, paper, got 'slow'"):
+    with pytest.raises(ValueError, match="--preset must be one of quick, standard, paper, got 'slow'"):
         settings_of("slow")
 
 
@@ -71,6 +71,6 @@ def test_differences_name_the_setting_and_both_values():
     written = json.loads(json.dumps(dataclasses.asdict(mine)))
     assert mine.differences(written) == []
     assert mine.differences(written | {"epochs": 4, "block_size": 7}) == [
-        "epochs 4, and now 3",
-        "block_size 7, and now None",
+        "--epochs 4, and now 3",
+        "--block-size 7, and now None",
     ]

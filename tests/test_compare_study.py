@@ -1,11 +1,11 @@
 """A study from its first run to its last: in this process, and as a command that is killed, stopped and spread."""
 
+import dataclasses
 import json
 import os
 import random
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -19,9 +19,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import studies
-from studies import Heard, Stops, finish, results, start, study, wait_for
+from studies import Heard, Stops, finish, free_port, results, start, study, wait_for
 from torch_dropblock.compare import data, networks
-from torch_dropblock.compare.image_folder import UnreadableImageError
+from torch_dropblock.compare.image_file import UnreadableImageError
 from torch_dropblock.compare.rows import Row
 from torch_dropblock.compare.settings import Settings
 
@@ -172,7 +172,7 @@ def test_a_run_that_another_command_trains_is_left_to_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"batch_size": 151}, "batch_size must be at most the 150 images to train on, got 151"),
+        ({"batch_size": 151}, "--batch-size must be at most the 150 images to train on, got 151"),
         ({"names": ["cutout:area=0.001"]}, "a square of side 0"),
     ],
 )
@@ -183,14 +183,14 @@ def test_what_cannot_be_trained_is_refused_at_once(tmp_path, changes, words):
 
 def test_a_batch_is_shared_out_evenly(tmp_path):
     work = study(tmp_path)
-    with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 processes, got 50"):
-        type(work)(**vars(work) | {"machine": studies.Machine(devices=3)})
+    with pytest.raises(ValueError, match="--batch-size must be a multiple of the 3 processes, got 50"):
+        dataclasses.replace(work, machine=studies.Machine(devices=3))
 
 
 @pytest.mark.parametrize(
     ("accelerator", "precision", "words"),
     [
-        ("cpu", "16-mixed", "precision 16-mixed needs a GPU; on this accelerator it would be bf16-mixed"),
+        ("cpu", "16-mixed", "--precision 16-mixed needs a GPU; on this accelerator it would be bf16-mixed"),
         ("tpux", "32-true", "invalid accelerator name"),
         pytest.param(
             "gpu",
@@ -208,18 +208,26 @@ def test_what_the_accelerator_cannot_is_refused(tmp_path, accelerator, precision
     study(tmp_path)  # takes other settings, since there is nothing in the directory
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_named_in_one_line(tmp_path, workers):
+@pytest.mark.parametrize(
+    ("workers", "number", "words"),
+    [
+        (0, 1, r"^cannot read the image .*/a/0.png: cannot [^\n]*$"),
+        (1, 3, r"^cannot read 3 of 10 images: .*/a/0.png: cannot [^\n]*; .*/a/1.png: cannot [^\n]*; .*/a/2.png: "),
+    ],
+)
+def test_all_unreadable_images_are_named_in_one_line(tmp_path, workers, number, words):
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(5):
             Image.new("RGB", (40, 40)).save(tmp_path / "images" / name / f"{i}.png")
     wanted = {"data": f"folder:{tmp_path / 'images'}", "image_size": 16, "limit_train": None, "batch_size": 4}
     work = study(tmp_path / "out", workers=workers, **wanted)
-    for file in (tmp_path / "images" / "a").iterdir():
+    bad = sorted((tmp_path / "images" / "a").iterdir())
+    for file in bad[:number]:
         file.write_bytes(b"no image")
-    with pytest.raises(UnreadableImageError, match=r"^cannot read the image .*/a/\d.png: [^\n]*$"):
+    with pytest.raises(UnreadableImageError, match=words) as error:
         work.run()
+    assert len(error.value.files) == number
 
 
 # --- killed, stopped, and without room -------------------------------------------------------------------------------
@@ -303,12 +311,6 @@ def check_no_room(path, process, words):
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
 needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="PyTorch was built without gloo")
-
-
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return str(listening.getsockname()[1])
 
 
 @needs_gloo

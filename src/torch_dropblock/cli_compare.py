@@ -161,11 +161,12 @@ def compare(
     """
     from .compare import data as images
     from .compare import networks, processes, report, study
+    from .compare.image_file import UnreadableImageError
     from .compare.records import Records
     from .compare.rows import TABLE_1, parsed
     from .compare.settings import settings_of
 
-    checks.whole_number("seeds", seeds, at_least=1)
+    checks.whole_number("--seeds", seeds, at_least=1)
     settings = settings_of(
         preset,
         data=data,
@@ -178,7 +179,7 @@ def compare(
         precision=precision,
         keep_prob=keep_prob,
         block_size=block_size,
-        rate=None if rate is None else checks.rate(rate),
+        rate=rate,
         curve=curve,
         limit_train=limit_train,
         image_size=image_size,
@@ -192,22 +193,28 @@ def compare(
     source = images.load(settings, data_dir, download)
     records = Records(out, settings)
     console = new_console()
+    stop = processes.Stop()
     is_first = machine.processes == 1 or processes.is_first_process()
     with StudyProgress(Console(stderr=True), quiet=not is_first) as progress:
         work = study.Study(
             settings, chosen, range(seeds), source, records, progress, machine, save_weights=save_weights
         )
+        progress.note(source.notes)
         progress.expect(len(work.runs), len(work.unfinished), work.steps_of_a_run)
         try:
             tiny = settings.data == "digits" and settings.model == networks.SMALL
             # 8×8 pixels give a second thread little to do but to wait, and for long where the machine has other work
-            with one_thread() if tiny else nullcontext():
+            with stop.listening(), one_thread() if tiny else nullcontext():
                 work.run()
             stopped = False
         except KeyboardInterrupt:
             stopped = True
+        except UnreadableImageError as error:
+            progress.note(error.files if len(error.files) > 1 else ())
+            raise
+    code = 128 + stop.signal if stopped else 0
     if not is_first:
-        return
+        raise typer.Exit(code)
     asked = [row.name for row in chosen]
     results = [result for result in records.results() if result["row"] in asked and result["seed"] < seeds]
     unfinished = len(work.unfinished)
@@ -221,8 +228,7 @@ def compare(
         print_path(console, records.write("table.md", report.markdown(lines, about)))
         for name, picture in report.draw(results, asked, title).items():
             print_path(console, records.write(name, picture))
-    if stopped:
-        raise typer.Exit(130)
+    raise typer.Exit(code)
 
 
 def _print_table(console: Console, lines: list[Line], title: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -51,6 +52,10 @@ class StudyProgress:
         """Of so many runs so many are unfinished, each of so many steps."""
         self._runs, self._number, self._steps = runs, runs - unfinished, steps
         self.progress.update(self.task, total=unfinished * steps)
+
+    def note(self, lines: Sequence[str]) -> None:
+        for line in () if self.quiet else lines:
+            self.progress.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def run_starts(self, row: Row, seed: int, steps_done: int) -> None:
         number = f"{min(self._number + 1, self._runs)}/{self._runs}"

@@ -11,6 +11,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from .records import save
 from .training import Run
 
+# what Lightning restores from it
+NEEDED = {"epoch", "global_step", "loops", "optimizer_states", "lr_schedulers", "pytorch-lightning_version"}
+
 
 class WholeCheckpoints(TorchCheckpointIO):
     """Lightning's way goes through the folder for temporary files, from where a move to another disk is no one step."""
@@ -24,7 +27,11 @@ def check(file: Path, run: Run) -> None:
     try:
         saved = torch.load(file, weights_only=True, mmap=True)
         shapes = {name: value.shape for name, value in saved["state_dict"].items()}
-        whole = "measured" in saved and shapes == {name: value.shape for name, value in run.state_dict().items()}
+        whole = (
+            saved["measured"].keys() == run.measured.keys()
+            and saved.keys() >= NEEDED
+            and shapes == {name: value.shape for name, value in run.state_dict().items()}
+        )
     except OSError as error:
         if error.filename:
             raise

@@ -1,52 +1,148 @@
-"""A folder with a folder of images for each class: read in colour and 8 bits, or named as unreadable."""
+"""A folder with a folder of images for each class: which files count, each once, and what is left out."""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from PIL import Image
-from torchvision import datasets
+from torch.utils.data import Dataset
+
+from .image_file import read_image, suffixes
+
+# made by Synology, QNAP, Windows, macOS, Python and file systems; names that begin with a dot are hidden anyway
+MACHINE_MADE = {
+    "@eadir",
+    "#recycle",
+    "@recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "system volume information",
+    "thumbs.db",
+    "desktop.ini",
+    "__macosx",
+    "__pycache__",
+    "lost+found",
+}
 
 
-class UnreadableImageError(ValueError):
-    """A file that is no image, or a damaged one."""
+class ImageFolder(Dataset[tuple[Image.Image, int]]):
+    """Images and the numbers of their classes.
 
-
-class _ImageFolder(datasets.ImageFolder):  # type: ignore[misc]
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        """Without hidden folders, in which programs keep previews."""
-        classes = [name for name in super().find_classes(directory)[0] if not name.startswith(".")]
-        if not classes:
-            raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
-        return classes, {name: number for number, name in enumerate(classes)}
-
-
-def image_folder(path: Path) -> Any:
-    """A data set of PIL images and classes.
-
-    Raises:
-        ValueError: there is no folder of images for a class; once an image is read, UnreadableImageError.
+    Attributes:
+        classes: names of the folders, in order.
+        files: paths, class by class.
+        targets: the class of each file.
     """
-    try:
-        return _ImageFolder(path, loader=read_image)
-    except FileNotFoundError as error:  # which names the classes, not where they are
-        raise ValueError(f"{path} must hold a folder of images for each class: {error}") from error
+
+    def __init__(self, classes: list[str], files: list[str], targets: list[int]) -> None:
+        self.classes, self.files, self.targets = classes, files, targets
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return read_image(self.files[index]), self.targets[index]
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Pillow clips levels above 255, which makes a 16-bit image white."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # up to Pillow 11.2
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"its mode is {image.mode}, whose levels have no range; save it with 8 or 16 bits")
-    return image
+class Reader:
+    """Reads folders of images; no folder is read twice, even where links lead to it again.
+
+    Attributes:
+        left_out: what was not taken, and how often.
+    """
+
+    def __init__(self) -> None:
+        self.left_out: Counter[str] = Counter()
+        self._suffixes = suffixes()
+        # of every folder without links, the class folder that its images belong to
+        self._class_of: dict[str, Path] = {}
+
+    def read(self, path: Path) -> ImageFolder:
+        """The images of all folders in a folder, each a class.
+
+        Raises:
+            ValueError: there is no class, one holds no image, or two share a folder.
+            OSError: a folder cannot be read.
+        """
+        folders = folders_in(path)
+        if not folders:
+            raise ValueError(f"{path} must hold a folder of images for each class; it holds no folder")
+        self._leave_out_loose(path)
+        of_each = [self._images(folder) for folder in folders]
+        empty = [folder.name for folder, files in zip(folders, of_each, strict=True) if not files]
+        if empty:
+            raise ValueError(f"{path} must hold a folder of images for each class; without an image: {some(empty)}")
+        files = [file for files in of_each for file in files]
+        targets = [number for number, files in enumerate(of_each) for _ in files]
+        return ImageFolder([folder.name for folder in folders], files, targets)
+
+    def _images(self, class_folder: Path) -> list[str]:
+        """All image files below, ordered by folder and name."""
+        files: list[tuple[str, str]] = []
+        waiting = [(str(class_folder), os.path.realpath(class_folder))]
+        while waiting:
+            folder, real = waiting.pop()
+            if not self._is_new(folder, real, class_folder):
+                continue
+            for entry in visible(folder):
+                if _is_folder(entry):
+                    within = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
+                    if Path(real).is_relative_to(within):  # the link leads back to a folder around it
+                        self.left_out["links to a folder around them"] += 1
+                    else:
+                        waiting.append((entry.path, within))
+                elif self._is_image(entry.name):
+                    files.append((folder, entry.name))
+        return [os.path.join(*file) for file in sorted(files)]
+
+    def _is_new(self, folder: str, real: str, class_folder: Path) -> bool:
+        if real not in self._class_of:
+            self._class_of[real] = class_folder
+            return True
+        if self._class_of[real] != class_folder:
+            raise ValueError(
+                f"folders must belong to one class of one part each, got {folder}, which leads to {real} of "
+                f"{self._class_of[real]} too; remove the link"
+            )
+        self.left_out["links to a folder of the same class"] += 1
+        return False
+
+    def _is_image(self, name: str) -> bool:
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix in self._suffixes:
+            return True
+        self.left_out[f"{suffix} files" if suffix else "files without a suffix"] += 1
+        return False
+
+    def _leave_out_loose(self, path: Path) -> None:
+        loose = sum(self._is_image(entry.name) for entry in visible(path) if not _is_folder(entry))
+        if loose:
+            self.left_out["images outside of the classes' folders"] += loose
 
 
-def read_image(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return _eight_bits(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(f"cannot read the image {path}: {error}") from error
+def visible(folder: str | Path) -> list[os.DirEntry[str]]:
+    """What a folder holds that a person has put there, by name."""
+    with os.scandir(folder) as entries:
+        kept = [e for e in entries if not e.name.startswith(".") and e.name.lower() not in MACHINE_MADE]
+    return sorted(kept, key=lambda entry: entry.name)
+
+
+def folders_in(folder: Path) -> list[Path]:
+    return [folder / entry.name for entry in visible(folder) if _is_folder(entry)]
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether a folder itself holds one, not a folder in it."""
+    known = suffixes()
+    return any(Path(entry.name).suffix.lower() in known for entry in visible(folder) if not _is_folder(entry))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # a link to itself is an error
+
+
+def some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -67,7 +67,7 @@ def checked(name: str) -> str:
     if name not in names():
         close = difflib.get_close_matches(name, names(), n=1)
         hint = f"; close to it: {close[0]}" if close else ""
-        raise ValueError(f"model must be one of {', '.join(names())}, got {name!r}{hint}")
+        raise ValueError(f"--model must be one of {', '.join(names())}, got {name!r}{hint}")
     return name
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from hashlib import sha256
@@ -20,22 +20,11 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from .result_lines import Result, Run, json_object, read_results, text_of
 from .rows import Row
 from .settings import Settings
 
 SETTINGS, RESULTS, LOCKS, UNFINISHED, WEIGHTS = "settings.json", "results.jsonl", ".locks", "unfinished", "weights"
-
-Result = dict[str, Any]
-# of a line of results, without which it is not one
-NEEDED: dict[str, type | tuple[type, ...]] = {
-    "row": str,
-    "seed": int,
-    "top1": (int, float),
-    "step_ms": (int, float),
-    "seconds": (int, float),
-    "curves": dict,
-    "machine": dict,
-}
 
 
 class Records:
@@ -65,7 +54,7 @@ class Records:
         file = self.path / SETTINGS
         if not file.exists():
             raise ValueError(f"{self.path} holds runs but no {SETTINGS}, which says how they were made")
-        different = self.settings.differences(_json(file, _text_of(file)))
+        different = self.settings.differences(_settings(file))
         if different:
             raise ValueError(
                 f"{self.path} holds runs made with {'; '.join(different)}: use the same settings, or another --out"
@@ -73,17 +62,20 @@ class Records:
 
     def results(self) -> list[Result]:
         """The finished runs, in the order in which they finished."""
+        return [result for _, result in self._lines().values()]
+
+    def _lines(self) -> dict[Run, tuple[str, Result]]:
         file = self.path / RESULTS
-        lines = _text_of(file).splitlines() if file.exists() else []
-        return [_json(file, line, NEEDED) for line in lines]
+        return read_results(file) if file.exists() else {}
 
     def finished(self, row: Row, seed: int) -> bool:
-        return any(result["row"] == row.name and result["seed"] == seed for result in self.results())
+        return (row.name, seed) in self._lines()
 
     def add(self, result: Result) -> None:
         with self._lock:
-            known = [one for one in self.results() if (one["row"], one["seed"]) != (result["row"], result["seed"])]
-            lines = [json.dumps(one) for one in (*known, result)]
+            known = self._lines()
+            known.pop((result["row"], result["seed"]), None)
+            lines = [*(line for line, _ in known.values()), json.dumps(result)]
             replace(self.path / RESULTS, "\n".join(lines) + "\n")
 
     @contextmanager
@@ -134,6 +126,14 @@ class Records:
         return self.path / UNFINISHED / _name_of(row, seed)
 
 
+def _settings(file: Path) -> dict[str, Any]:
+    values = json_object(str(file), text_of(file))
+    nested = [name for name, value in values.items() if isinstance(value, (dict, list))]
+    if nested:
+        raise ValueError(f"{file} is damaged: {nested[0]} is no plain value")
+    return values
+
+
 def _name_of(row: str, seed: int) -> str:
     name = re.sub(r"[^a-z0-9.]+", "-", row)
     if name != row:  # which no two rows share then
@@ -166,21 +166,3 @@ def replace(file: Path, content: str | bytes | memoryview) -> Path:
             part.unlink()
         raise OSError(error.errno, error.strerror, str(file)) from error
     return file
-
-
-def _text_of(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is damaged: {error}") from None
-
-
-def _json(file: Path, text: str, needed: Mapping[str, type | tuple[type, ...]] | None = None) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is damaged: {error}") from None
-    kinds = (needed or {}).items()
-    if not isinstance(value, dict) or not all(isinstance(value.get(name), kind) for name, kind in kinds):
-        raise ValueError(f"{file} is damaged: it holds {text[:50]!r}")
-    return value

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .. import checks
-from ..schedule import CURVES
-from .settings import Settings
+from .settings import CHOICES, Settings
 
 # The paper's Table 1, whose ImageNet results with ResNet-50 these keep_prob are the best of.
 TABLE_1 = (
@@ -80,7 +79,7 @@ def parsed(names: Sequence[str], settings: Settings) -> list[Row]:
     rows = [_row(name.strip(), settings) for name in names]
     unique = {row.name: row for row in rows}
     if len(unique) < len(rows):
-        raise ValueError(f"rows must not name one twice, got {', '.join(names)}")
+        raise ValueError(f"--rows must not name one twice, got {', '.join(names)}")
     return [unique.pop(BASELINE, Row(BASELINE)), *unique.values()]
 
 
@@ -91,7 +90,7 @@ def _row(name: str, settings: Settings) -> Row:
         if kind not in OPTIONS:
             close = difflib.get_close_matches(kind, OPTIONS, n=1)
             hint = f"; close to it: {close[0]}" if close else ""
-            raise ValueError(f"rows must be of {', '.join(OPTIONS)}, joined by +, got {kind!r}{hint}")
+            raise ValueError(f"--rows must be of {', '.join(OPTIONS)}, joined by +, got {kind!r}{hint}")
         if kind in kinds or (BASELINE in (kind, *kinds) and "+" in name):
             raise ValueError(f"row {name!r} must name parts that go together, each once, and baseline alone")
         kinds[kind] = _options(name, kind, options)
@@ -101,7 +100,7 @@ def _row(name: str, settings: Settings) -> Row:
     smoothing, cutout = kinds.get("label-smoothing"), kinds.get("cutout")
     return Row(
         name,
-        noise=_noise(noisy[0], kinds[noisy[0]], settings) if noisy else None,
+        noise=_noise(name, noisy[0], kinds[noisy[0]], settings) if noisy else None,
         cutout=0.0 if cutout is None else _share(name, "area", cutout.get("area", "0.25")),
         autoaugment="autoaugment" in kinds,
         label_smoothing=0.0 if smoothing is None else _share(name, "amount", smoothing.get("amount", "0.1")),
@@ -120,28 +119,29 @@ def _options(name: str, kind: str, texts: Sequence[str]) -> dict[str, str]:
     return options
 
 
-def _noise(kind: str, options: dict[str, str], settings: Settings) -> Noise:
-    keep_prob = float_of("keep_prob", options["keep_prob"]) if "keep_prob" in options else None
-    curve = options.get("curve", settings.curve)
-    if curve not in CURVES:
-        raise ValueError(f"curve must be one of {', '.join(CURVES)}, got {curve!r}")
+def _noise(name: str, kind: str, options: dict[str, str], settings: Settings) -> Noise:
+    where = f"row {name!r}:"
+    keep_prob = float_of(f"{where} keep_prob", options["keep_prob"]) if "keep_prob" in options else None
     block_size = settings.block_size
     if "block_size" in options:
         if not options["block_size"].isdecimal():
-            raise ValueError(f"block_size must be a whole number, got {options['block_size']!r}")
-        block_size = checks.whole_number("block_size", int(options["block_size"]), at_least=1)
+            raise ValueError(f"{where} block_size must be a whole number, got {options['block_size']!r}")
+        block_size = checks.whole_number(f"{where} block_size", int(options["block_size"]), at_least=1)
+    for option in ("curve", "rate"):
+        if option in options and options[option] not in CHOICES[option]:
+            raise ValueError(f"{where} {option} must be one of {', '.join(CHOICES[option])}, got {options[option]!r}")
     default = KEEP_PROB.get(kind, settings.keep_prob)
     return Noise(
         kind,
-        checks.probability("keep_prob", default if keep_prob is None else keep_prob),
-        curve,
+        checks.probability(f"{where} keep_prob", default if keep_prob is None else keep_prob),
+        options.get("curve", settings.curve),
         block_size,
         checks.rate(options.get("rate", settings.rate)),
     )
 
 
 def _share(name: str, option: str, text: str) -> float:
-    value = float_of(option, text)
+    value = float_of(f"row {name!r}: {option}", text)
     if not 0.0 < value < 1.0:
         raise ValueError(f"row {name!r}: {option} must be in (0, 1), got {text!r}")
     return value

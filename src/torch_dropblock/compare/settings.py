@@ -9,11 +9,20 @@ from typing import Any
 from .. import checks
 from ..schedule import CURVES
 
-DECAYS = ("cosine", "steps")
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "rate": checks.RATES,
+    "decay": ("cosine", "steps"),
+    "precision": ("32-true", "bf16-mixed", "16-mixed", "64-true"),
+    "curve": tuple(CURVES),
+}
 # The paper's, section 4.1: by what part of the training the learning rate has been divided by 10 once more.
 MILESTONES = (125 / 270, 200 / 270, 250 / 270)
 WARMUP = 5 / 270
+
+
+def option(name: str) -> str:
+    """The option of a setting, as it is typed."""
+    return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -56,22 +65,20 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "image_size", "validate_every"):
-            checks.whole_number(name, getattr(self, name), at_least=1)
+            checks.whole_number(option(name), getattr(self, name), at_least=1)
         for name in ("block_size", "limit_train"):
             if getattr(self, name) is not None:
-                checks.whole_number(name, getattr(self, name), at_least=1)
+                checks.whole_number(option(name), getattr(self, name), at_least=1)
         for name, least in (("learning_rate", "above 0"), ("weight_decay", "at least 0")):
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0 or (name == "learning_rate" and value == 0):
-                raise ValueError(f"{name} must be a finite number {least}, got {value!r}")
-        checks.probability("keep_prob", self.keep_prob)
-        checks.rate(self.rate)
-        for name, allowed in (("decay", DECAYS), ("precision", PRECISIONS), ("curve", tuple(CURVES))):
+                raise ValueError(f"{option(name)} must be a finite number {least}, got {value!r}")
+        checks.probability(option("keep_prob"), self.keep_prob)
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-
+                raise ValueError(f"{option(name)} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if self.epochs % self.validate_every:
-            raise ValueError(f"validate_every must divide the {self.epochs} epochs, got {self.validate_every}")
+            raise ValueError(f"--validate-every must divide the {self.epochs} epochs, got {self.validate_every}")
 
     @property
     def highest_learning_rate(self) -> float:
@@ -81,7 +88,9 @@ class Settings:
         """Where these settings are not those that were written down, in words."""
         mine = {field.name: getattr(self, field.name) for field in fields(self)}
         return [
-            f"{name} {other.get(name)!r}, and now {value!r}" for name, value in mine.items() if other.get(name) != value
+            f"{option(name)} {other.get(name)!r}, and now {value!r}"
+            for name, value in mine.items()
+            if other.get(name) != value
         ]
 
 
@@ -118,6 +127,6 @@ def settings_of(preset: str | None, **chosen: Any) -> Settings:
     if preset is None:
         preset = "quick" if data == "digits" else "standard"
     if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     given = {name: value for name, value in chosen.items() if value is not None}
     return Settings(**({"model": "resnet50" if folder else "small"} | PRESETS[preset] | given))

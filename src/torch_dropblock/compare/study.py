@@ -21,12 +21,12 @@ from torch import distributed
 
 from ..bench import machine
 from .checkpoints import WholeCheckpoints, check
-from .data import Source
-from .image_folder import UnreadableImageError
-from .processes import Machine, is_first_process, leave_group
+from .image_file import UnreadableImageError, unreadable
+from .processes import Children, Machine, is_first_process, leave_group, without_signals
 from .records import Records, Result
 from .rows import Row
 from .settings import Settings
+from .source import Source
 from .training import Run
 
 CHECKPOINT = "last"
@@ -79,14 +79,15 @@ class Study:
     listener: Listener
     machine: Machine = field(default_factory=Machine)
     save_weights: bool = False
+    _children: Children = field(default_factory=Children, init=False, repr=False)
 
     def __post_init__(self) -> None:
         batch, processes = self.settings.batch_size, self.machine.processes
         if batch % processes:
-            raise ValueError(f"batch_size must be a multiple of the {processes} processes, got {batch}")
+            raise ValueError(f"--batch-size must be a multiple of the {processes} processes, got {batch}")
         if batch > len(self.source.train):  # type: ignore[arg-type]
             images = len(self.source.train)  # type: ignore[arg-type]
-            raise ValueError(f"batch_size must be at most the {images} images to train on, got {batch}")
+            raise ValueError(f"--batch-size must be at most the {images} images to train on, got {batch}")
         for row in self.rows:
             self.source.train_of(row)
         for result in self.records.results():
@@ -161,12 +162,14 @@ class Study:
         trainer = self._trainer(folder, _Told(self.listener, row, seed, resumes=known is not None))
         try:
             trainer.fit(run, ckpt_path=known, weights_only=True)
-        except SystemExit:  # which Lightning makes of an interrupt
-            if trainer.interrupted:
-                raise KeyboardInterrupt from None
-            raise
+            self._children.of(trainer)
+        except (KeyboardInterrupt, SystemExit):  # Lightning makes the latter of the former
+            self._children.of(trainer)
+            self._children.end()
+            raise KeyboardInterrupt from None
         except UnreadableImageError as error:  # of a worker, it has the worker's traceback in it
-            raise UnreadableImageError(str(error).rpartition(f"{UnreadableImageError.__name__}: ")[2].strip()) from None
+            first = UnreadableImageError(str(error).rpartition(f"{UnreadableImageError.__name__}: ")[2].strip())
+            raise unreadable(self.source.files) or first from None  # all at once, not one a run
         result = self._result(run, trainer)
         if trainer.is_global_zero:
             if self.save_weights:
@@ -192,16 +195,15 @@ class Study:
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 logger=False,
-                plugins=[WholeCheckpoints()],
+                plugins=[WholeCheckpoints(), *self.machine.environment()],
                 callbacks=[last, told],
             )
-        except MisconfigurationException as error:
+        except (MisconfigurationException, RuntimeError) as error:  # the latter of a cluster's variables
             raise ValueError(str(error)) from error
         if trainer.precision != self.settings.precision:  # Lightning takes another with no more than a warning
-            raise ValueError(
-                f"precision {self.settings.precision} needs a GPU; on this accelerator it would be {trainer.precision}"
-            )
-        return trainer
+            wanted = self.settings.precision
+            raise ValueError(f"--precision {wanted} needs a GPU; on this accelerator it would be {trainer.precision}")
+        return without_signals(trainer)
 
     def _result(self, run: Run, trainer: Trainer) -> Result:
         last = {name: values[-1][1] for name, values in run.curves.items()}
@@ -261,6 +263,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             for message in NOT_FOR_USERS:
                 warnings.filterwarnings("ignore", message)
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on a file's size and metadata, for each image
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

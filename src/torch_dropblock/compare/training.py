@@ -21,9 +21,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ..schedule import KeepProbSchedule
 from . import networks, noise
-from .data import Source
 from .rows import Row
 from .settings import MILESTONES, WARMUP, Settings
+from .source import Source
 
 # a label that is not counted: it fills the last batch of the ranks that have an image less
 PADDING = -1
@@ -111,16 +111,16 @@ class Run(LightningModule):
             self.curves.setdefault(name, []).append([self.trainer.current_epoch + 1, value.item()])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["measured"] = {
-            "curves": self.curves,
-            "step_seconds": self.step_seconds,
-            "seconds": self.seconds,
-        }
+        checkpoint["measured"] = self.measured
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         measured = checkpoint["measured"]
         self.curves, self.step_seconds = measured["curves"], measured["step_seconds"]
         self._seconds_before = measured["seconds"]
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        return {"curves": self.curves, "step_seconds": self.step_seconds, "seconds": self.seconds}
 
     @property
     def seconds(self) -> float:

@@ -1,0 +1,139 @@
+"""The images of a study: a split that never changes, and what a row does to them.
+
+Images stay bytes until they are on the device; `Source.mean` and `std` make numbers of them there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from .rows import Row
+
+HELD_OUT = 0.2
+SPLIT_SEED = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images for training and for validation: pairs of a uint8 tensor (C, H, W) or a PIL image, and a class.
+
+    Args:
+        train: raw images to train on.
+        val: raw images to validate on, the same for all runs.
+        classes: number of classes.
+        channels: channels of an image.
+        side: side of an image as the network sees it.
+        mean: of each channel, from 0 to 1.
+        std: of each channel, from 0 to 1.
+        place: what brings a training image to its side, at random.
+        place_val: what brings an image for validation to its side.
+        policy: of AutoAugment.
+        files: paths of all images, where they are files.
+        notes: lines for the user about what was found and what was left out.
+    """
+
+    train: Dataset[Any]
+    val: Dataset[Any]
+    classes: int
+    channels: int
+    side: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    place: tuple[Any, ...]
+    place_val: tuple[Any, ...]
+    policy: v2.AutoAugmentPolicy
+    files: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"train": len(self.train), "val": len(self.val), "classes": self.classes}  # type: ignore[arg-type]
+
+    def train_of(self, row: Row) -> Transformed:
+        """The training images as a row has them.
+
+        Raises:
+            ValueError: what the row blanks is no pixel of such images, or all of them.
+        """
+        steps = [*self.place]
+        if row.autoaugment:
+            steps.append(v2.AutoAugment(self.policy, fill=self._mean_byte))
+        steps.append(v2.PILToTensor())
+        if row.cutout:
+            blank = round(self.side * math.sqrt(row.cutout))
+            if not 0 < blank < self.side:  # where RandomErasing does nothing, without a word
+                raise ValueError(
+                    f"row {row.name!r}: area {row.cutout:g} of {self.side}×{self.side} pixels is a square of side "
+                    f"{blank}; it must have at least 1 and less than {self.side}"
+                )
+            # the mean of all images is what zero is after normalisation
+            erase = v2.RandomErasing(1.0, (row.cutout, row.cutout), (1.0, 1.0), self._mean_byte)
+            steps.append(erase)
+        return Transformed(self.train, v2.Compose(steps))
+
+    def val_as_is(self) -> Transformed:
+        return Transformed(self.val, v2.Compose([*self.place_val, v2.PILToTensor()]))
+
+    @property
+    def _mean_byte(self) -> list[int]:
+        return [round(255 * mean) for mean in self.mean]
+
+
+class Transformed(Dataset[tuple[Tensor, int]]):
+    def __init__(self, images: Dataset[Any], transform: Callable[[Any], Tensor]) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.images[index]
+        return self.transform(image), int(label)
+
+
+class Arrays(Dataset[tuple[Tensor, int]]):
+    """Images (N, C, H, W) of bytes, in memory."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+
+def split(labels: Sequence[int], first: int | float, purpose: str) -> tuple[list[int], list[int]]:
+    """Two parts with the same share of each class, always the same two."""
+    try:
+        parts = train_test_split(range(len(labels)), train_size=first, stratify=labels, random_state=SPLIT_SEED)
+    except ValueError as error:  # one part has less images than there are classes, or a class has one image only
+        raise ValueError(
+            f"{purpose}: {len(labels)} images of {len(set(labels))} classes cannot be split in two parts with images "
+            f"of each class ({error})"
+        ) from None
+    first_part, second_part = parts
+    _swap_in_missing(first_part, second_part, labels)
+    _swap_in_missing(second_part, first_part, labels)
+    return first_part, second_part
+
+
+def _swap_in_missing(part: list[int], other: list[int], labels: Sequence[int]) -> None:
+    """A rare class's share of a part may round to no image: it gets one, for one of the class that has the most."""
+    counts = Counter(labels[i] for i in part)
+    for label in sorted(set(labels) - counts.keys()):
+        most = counts.most_common(1)[0][0]
+        mine = max(k for k, i in enumerate(part) if labels[i] == most)
+        theirs = next(k for k, i in enumerate(other) if labels[i] == label)
+        part[mine], other[theirs] = other[theirs], part[mine]
+        counts.update({label: 1, most: -1})
