@@ -114,7 +114,7 @@ def photo_tensor(image: Image.Image, long_side: int = LONG_SIDE) -> Tensor:
 def _upright(small: Image.Image, image: Image.Image) -> Image.Image:
     """The small image turned as the EXIF orientation of the original says."""
     try:
-        small.getexif()[ORIENTATION] = image.getexif()[ORIENTATION]
+        small.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
         return ImageOps.exif_transpose(small)
     except Exception:  # noqa: BLE001 - the picture is whole, only what is said about it is not
         return small
