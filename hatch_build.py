@@ -29,7 +29,7 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         library.unlink(missing_ok=True)
         missing = why_not(package / "native.c", library)
         if missing:
-            self.app.display_info(f"without the native library: {missing}")
+            self.app.display_warning(f"without the native library: {missing}")
             return
         self.app.display_info("with the native library")
         if version != "editable":  # which has it beside its source
@@ -43,18 +43,38 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
 
 
 def why_not(source: Path, library: Path) -> str:
-    """Compile the library; why it cannot be done, if so."""
+    """Compile the library, or say why it cannot be done; nothing about a compiler ends the build."""
     if os.environ.get("TORCH_DROPBLOCK_NATIVE") == "0":
         return "TORCH_DROPBLOCK_NATIVE is 0"
-    compiler = shlex.split(os.environ.get("CC") or "gcc")
-    if not sys.platform.startswith("linux") or shutil.which(compiler[0]) is None:
-        return "it takes Linux, where PyTorch's threads are those of GCC's OpenMP library, and GCC"
+    if not sys.platform.startswith("linux"):
+        return "it takes Linux, where PyTorch's threads are those of GCC's OpenMP library"
+    wanted = os.environ.get("CC", "").strip() or "gcc"
+    try:
+        compiler = [wanted] if shutil.which(wanted) else shlex.split(wanted)  # a path may have blanks in it
+    except ValueError as error:
+        return f"CC must be a command, got {wanted!r}: {error}"
+    if not compiler or shutil.which(compiler[0]) is None:
+        return f"it takes a C compiler, and {wanted!r} is no program on the path; install gcc, or name another in CC"
     with tempfile.TemporaryDirectory() as folder:
-        compiled = str(Path(folder, "native.o"))
+        compiled = Path(folder, "native.o")
         # in two steps: -fopenmp at the second one would add a second OpenMP library to that of PyTorch
-        for command in ([*FLAGS, "-c", str(source), "-o", compiled], ["-shared", compiled, "-o", str(library)]):
-            done = subprocess.run([*compiler, *command], capture_output=True, text=True, check=False)
-            if done.returncode:
+        for made, options in ((compiled, [*FLAGS, "-c", str(source)]), (library, ["-shared", str(compiled)])):
+            failed = _failure([*compiler, *options, "-o", str(made)], made)
+            if failed:
                 library.unlink(missing_ok=True)
-                return f"{compiler[0]} failed\n{done.stderr}"
+                return f"{compiler[0]} {failed}"
     return ""
+
+
+def _failure(command: list[str], made: Path) -> str:
+    """Run a command that is to make a file; what went wrong, if anything did."""
+    plain = {**os.environ, "LC_ALL": "C"}  # messages in ASCII, from a compiler that cares
+    try:
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="backslashreplace", env=plain, check=False
+        )
+    except OSError as error:
+        return f"cannot be run: {error}"
+    if done.returncode:
+        return f"failed with code {done.returncode}\n{done.stderr}"
+    return "" if made.is_file() else f"wrote no {made.name}"

@@ -1,13 +1,17 @@
 """Pictures as tensors: every mode, every kind of damaged file."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from torch_dropblock.photo import builtin_photo, photo_tensor, read_photo
+from torch_dropblock import photo
+from torch_dropblock.photo import FORMATS, builtin_photo, photo_tensor, read_photo
+
+CLEAR_PEAK = Path("/proc/self/clear_refs")
 
 BRICK = (200, 60, 40)
 LUMINANCE = (0.299 * 200 + 0.587 * 60 + 0.114 * 40) / 255
@@ -20,6 +24,11 @@ def brick(mode):
     if mode in ("La", "RGBa"):  # Pillow has no way from RGB to a premultiplied mode but through the plain one
         image = image.convert(mode.upper())
     return image.convert(mode)
+
+
+def has(kind):
+    Image.init()
+    return kind in Image.SAVE
 
 
 def check_colour(tensor, colour, atol=0.002):
@@ -161,8 +170,10 @@ def test_no_image(tmp_path, content):
         read_photo(tmp_path / "cat.png")
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "JPEG2000", "GIF", "BMP", "TIFF", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "JPEG2000", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "TGA"])
 def test_a_file_cut_short(tmp_path, kind):
+    if not has(kind):
+        pytest.skip(f"this Pillow has no {kind}")
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     whole = io.BytesIO()
     turned = Image.Exif()
@@ -175,13 +186,91 @@ def test_a_file_cut_short(tmp_path, kind):
 
 def test_pictures_above_the_size_that_pillow_warns_of_are_scaled(tmp_path, monkeypatch):
     Image.new("RGB", (500, 300), "red").save(tmp_path / "large.jpg")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
     assert read_photo(tmp_path / "large.jpg", long_side=50).shape == (3, 30, 50)
-    assert Image.MAX_IMAGE_PIXELS == 100
+    assert Image.MAX_IMAGE_PIXELS == 10_000
 
 
 @pytest.mark.parametrize("limit", [100, 1000])
 def test_too_many_pixels(tmp_path, limit):
     Image.new("1", (50, 30)).save(tmp_path / "bomb.png")
-    with pytest.raises(ValueError, match=rf"bomb\.png has more than {limit:,} pixels"):
+    with pytest.raises(ValueError, match=rf"bomb\.png has more than {limit:,} pixels \(50×30\)"):
         read_photo(tmp_path / "bomb.png", max_pixels=limit)
+
+
+def test_a_jpeg_counts_as_it_is_decoded(tmp_path):
+    """At an eighth of its size, unless it is progressive, which takes memory for all of it."""
+    picture = Image.new("RGB", (800, 400), "red")
+    picture.save(tmp_path / "plain.jpg")
+    picture.save(tmp_path / "progressive.jpg", progressive=True)
+    assert read_photo(tmp_path / "plain.jpg", long_side=50, max_pixels=5000).shape == (3, 25, 50)
+    for max_pixels, name in ((4999, "plain.jpg"), (319_999, "progressive.jpg")):
+        with pytest.raises(ValueError, match=rf"{name} has more than {max_pixels:,} pixels \(800×400\)"):
+            read_photo(tmp_path / name, long_side=50, max_pixels=max_pixels)
+    assert read_photo(tmp_path / "progressive.jpg", long_side=50, max_pixels=320_000).shape == (3, 25, 50)
+
+
+@pytest.mark.skipif(not CLEAR_PEAK.exists(), reason="needs Linux, which tells the peak of a process's memory")
+@pytest.mark.parametrize("mode", ["I;16", "F", "RGB"])
+def test_memory_stays_near_what_the_picture_takes(mode):
+    picture = Image.new(mode, (4000, 2500))
+    photo_tensor(picture.crop((0, 0, 10, 10)))
+    before = memory("VmRSS")
+    CLEAR_PEAK.write_text("5")
+    assert photo_tensor(picture).shape == (3, 640, 1024)
+    assert memory("VmHWM") - before < 60e6  # all of it converted at once: 400e6 for I;16, 80e6 for RGB
+
+
+def memory(name):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return 1024 * int(line.split()[1])
+
+
+def test_more_memory_than_there_is(tmp_path, monkeypatch):
+    Image.new("RGB", (2, 2)).save(tmp_path / "cat.png")
+
+    def fail(_image):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "load", fail)
+    with pytest.raises(ValueError, match=r"cat\.png takes more memory to read than there is; scale it down first"):
+        read_photo(tmp_path / "cat.png")
+
+
+@pytest.mark.parametrize("kind", ["EPS", "DDS", "PCX"])
+def test_formats_that_are_not_meant_are_not_opened(tmp_path, kind):
+    """Pillow opens EPS with Ghostscript."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "cat.png", kind)
+    with pytest.raises(ValueError, match=r"cat\.png is not an image that Pillow can read as one of AVIF, BMP, "):
+        read_photo(tmp_path / "cat.png")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_formats_that_are_read(tmp_path, kind):
+    if not has(kind):
+        pytest.skip(f"this Pillow writes no {kind}")
+    Image.new("RGB", (6, 4), BRICK).save(tmp_path / "cat", kind)
+    check_colour(read_photo(tmp_path / "cat"), [c / 255 for c in BRICK], atol=0.05)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, SyntaxError])
+def test_whatever_a_decoder_raises_is_the_usual_message(tmp_path, monkeypatch, error):
+    Image.new("RGB", (2, 2)).save(tmp_path / "cat.png")
+
+    def fail(_image):
+        raise error("failed to decode frame 0")
+
+    monkeypatch.setattr(Image.Image, "load", fail)
+    with pytest.raises(ValueError, match=r"cat\.png cannot be read; it may be damaged .*: failed to decode frame 0"):
+        read_photo(tmp_path / "cat.png")
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F"])
+def test_many_levels_are_scaled_in_bands_without_seams(monkeypatch, mode):
+    """Also where the last band, and the last average in it, is smaller than the others."""
+    monkeypatch.setattr(photo, "BAND_PIXELS", 3000)
+    ramp = np.linspace(0, 65535, 1003).astype(np.uint16)[:, None].repeat(601, 1)
+    picture = Image.fromarray(ramp if mode == "I;16" else ramp.astype(np.float32))
+    tensor = photo_tensor(picture, long_side=100)
+    assert tensor.shape == (3, 100, 60)
+    torch.testing.assert_close(tensor[0, :, 30], torch.linspace(0.5 / 100, 99.5 / 100, 100), atol=0.01, rtol=0)

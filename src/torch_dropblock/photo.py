@@ -1,7 +1,9 @@
-"""A photograph as a tensor: the built-in one, or any image file that Pillow reads."""
+"""A photograph as a tensor: the built-in one, or an image file of a common format."""
 
 from __future__ import annotations
 
+import math
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +17,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 LONG_SIDE = 1024
-# the largest picture that is read, to be scaled down: 2 GB as RGB once it is decoded
-MAX_PIXELS = 700_000_000
+# 0.8 GB as Pillow decodes RGB, and 3 to 4 GB inside the decoders of WebP and JPEG 2000
+MAX_PIXELS = 200_000_000
+# Pillow reads more, and some of it by other programs: EPS by Ghostscript
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+BAND_PIXELS = 250_000  # converted at once
+REDUCING_GAP = 2  # as in Pillow's `thumbnail`: averages first, and a good filter for the last halving
+ORIENTATION = 0x0112  # in EXIF
+
+_opening = threading.Lock()
 
 
 def builtin_photo(long_side: int = LONG_SIDE) -> Tensor:
@@ -25,43 +34,59 @@ def builtin_photo(long_side: int = LONG_SIDE) -> Tensor:
 
 
 def read_photo(path: str | Path, long_side: int = LONG_SIDE, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """The picture in a file, as `photo_tensor` makes it; of an animation the first frame.
+    """Read the picture in a file of one of `FORMATS`, as `photo_tensor` does; of an animation the first frame.
+
+    Memory stays near what Pillow needs to decode the file: 4 bytes a pixel, and up to 20 for WebP, AVIF and JPEG 2000.
+
+    Args:
+        path: the file.
+        long_side: a picture with a longer side than this is scaled down to it.
+        max_pixels: the largest picture that is decoded. A JPEG is decoded at up to an eighth of its size, and counts
+            at that size unless it is progressive.
 
     Raises:
         OSError: there is no such file, or it cannot be opened.
-        ValueError: the file is no image, is damaged, or has more than `max_pixels`.
+        ValueError: the file is no image, is damaged, has more than `max_pixels`, or needs more memory than there is.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not an image file")
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
-    with warnings.catch_warnings(), _large_images(max_pixels):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks on a file's size and metadata are of no use to its owner
         try:
-            with Image.open(path) as image:
-                if image.width * image.height > max_pixels:
-                    raise Image.DecompressionBombError  # noqa: TRY301 - Pillow would say so at twice its limit
-                image.draft("RGB", (long_side, long_side))  # a JPEG can be decoded at an eighth of its size
-                return photo_tensor(image, long_side)
+            with _opened(path) as image:
+                width, height = image.size
+                image.draft("RGB", (long_side, long_side))
+                decoded = width * height if "progressive" in image.info else image.width * image.height
+                if decoded <= max_pixels:
+                    return photo_tensor(image, long_side)
         except UnidentifiedImageError:
-            raise ValueError(f"{path} is not an image that Pillow can read") from None
-        except Image.DecompressionBombError:
-            raise ValueError(f"{path} has more than {max_pixels:,} pixels; scale it down first") from None
-        except (PermissionError, MemoryError):
+            formats = ", ".join(FORMATS)
+            raise ValueError(f"{path} is not an image that Pillow can read as one of {formats}") from None
+        except MemoryError:
+            raise ValueError(f"{path} takes more memory to read than there is; scale it down first") from None
+        except PermissionError:
             raise
         except Exception as error:  # what Pillow raises on a damaged file may be anything
             raise ValueError(f"{path} cannot be read; it may be damaged or cut short: {error}") from error
+    raise ValueError(f"{path} has more than {max_pixels:,} pixels ({width}×{height}); scale it down first")
 
 
 @contextmanager
-def _large_images(pixels: int) -> Iterator[None]:
-    """Let Pillow open what is well above the size that it warns of, which cameras have passed."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The image, of which the header is read, without the check of its size that Pillow makes."""
+    Image.init()
+    known = [name for name in FORMATS if name in Image.OPEN]  # AVIF and QOI came to Pillow late
+    with _opening:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(path, formats=known)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    with image:
+        yield image
 
 
 def photo_tensor(image: Image.Image, long_side: int = LONG_SIDE) -> Tensor:
@@ -74,42 +99,72 @@ def photo_tensor(image: Image.Image, long_side: int = LONG_SIDE) -> Tensor:
         image: a Pillow image.
         long_side: an image with a longer side than this is scaled down to it.
     """
-    image = _known_mode(_upright(image))
-    image.thumbnail((long_side, long_side), Image.Resampling.LANCZOS)
-    if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    levels = torch.from_numpy(np.array(image, dtype=np.float32))
-    if image.mode == "F":
+    image.load()  # so that damaged pixels are not taken for a damaged orientation
+    scale = min(1.0, long_side / max(image.size))
+    width, height = (max(1, round(scale * side)) for side in image.size)
+    factor = max(1, int(1 / scale / REDUCING_GAP))
+    exact = (0.0, 0.0, image.width / factor, image.height / factor)
+    small = _reduced(image, factor).resize((width, height), Image.Resampling.LANCZOS, exact)
+    levels = torch.from_numpy(np.array(_upright(small, image), dtype=np.float32))
+    if small.mode == "F":
         return levels.clamp(0, 1).expand(3, -1, -1)  # the filter that scales down may overshoot
     return levels.movedim(-1, 0) / 255
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says."""
-    image.load()  # so that damaged pixels are not taken for a damaged orientation
+def _upright(small: Image.Image, image: Image.Image) -> Image.Image:
+    """The small image turned as the EXIF orientation of the original says."""
     try:
-        return ImageOps.exif_transpose(image)
+        small.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+        return ImageOps.exif_transpose(small)
     except Exception:  # noqa: BLE001 - the picture is whole, only what is said about it is not
-        return image
+        return small
 
 
-def _known_mode(image: Image.Image) -> Image.Image:
-    """The image as RGB or RGBA, or, if it has levels that 8 bits cannot hold, as F in [0, 1]."""
-    if image.mode[0] in "IF":
-        return Image.fromarray(_unit_range(image))
+def _reduced(image: Image.Image, factor: int) -> Image.Image:
+    """The image as RGB or, if it has levels that 8 bits cannot hold, as F in [0, 1], with averages of factor² pixels.
+
+    Bands are converted one after the other, because a conversion takes up to 40 bytes a pixel.
+    """
+    many_levels = image.mode[0] in "IF"
+    low, high = _range(image) if many_levels else (0.0, 1.0)
+    size = (math.ceil(image.width / factor), math.ceil(image.height / factor))
+    small = Image.new("F" if many_levels else "RGB", size)
+    for top, band in _bands(image, factor):
+        converted = Image.fromarray(_unit_range(band, low, high)) if many_levels else _rgb(band)
+        small.paste(converted.reduce(factor), (0, top // factor))
+    return small
+
+
+def _bands(image: Image.Image, multiple: int = 1) -> Iterator[tuple[int, Image.Image]]:
+    """Bands of rows with their first row; all but the last have a multiple of so many rows."""
+    rows = multiple * max(1, BAND_PIXELS // (multiple * image.width))
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "La":  # Pillow converts a premultiplied mode to its plain one only
         image = image.convert("LA")
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def _unit_range(image: Image.Image) -> npt.NDArray[np.float32]:
-    levels: npt.NDArray[np.float64] = np.asarray(image, dtype=np.float64)
-    finite = levels[np.isfinite(levels)]
-    low, high = finite.min(initial=np.inf), finite.max(initial=-np.inf)
+def _range(image: Image.Image) -> tuple[float, float]:
+    """The levels that become black and white."""
     if image.mode.startswith("I;16"):
-        low, high = 0.0, 65535.0
-    elif image.mode == "F" and low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
+        return 0.0, 65535.0
+    low, high = np.inf, -np.inf
+    for _, band in _bands(image):
+        levels: npt.NDArray[np.float64] = np.asarray(band, dtype=np.float64)
+        finite = levels[np.isfinite(levels)]
+        low, high = finite.min(initial=low), finite.max(initial=high)
+    return (0.0, 1.0) if image.mode == "F" and low >= 0 and high <= 1 else (float(low), float(high))
+
+
+def _unit_range(image: Image.Image, low: float, high: float) -> npt.NDArray[np.float32]:
+    levels: npt.NDArray[np.float64] = np.asarray(image, dtype=np.float64)
     if high <= low:
         return np.zeros(levels.shape, np.float32)
     scaled: npt.NDArray[np.float64] = np.nan_to_num((levels - low) / (high - low), posinf=1.0, neginf=0.0)
