@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from . import checks, sites
+from . import checks, notices, sites
 from .checks import Rate
 from .modules import DropBlock1d, DropBlock2d, DropBlock3d, DropBlockNd
 
@@ -94,6 +94,9 @@ def remove_dropblock(model: nn.Module) -> int:
         RuntimeError: some layers had been lost, as a conversion that replaces modules loses them; the others
             have been taken out then.
 
+    Warns:
+        UserWarning: layers acted inside an adapter, before it added its own part, or were missing in a trace.
+
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
         >>> _ = insert_dropblock(model, "*")
@@ -102,6 +105,8 @@ def remove_dropblock(model: nn.Module) -> int:
     """
     sites.refuse_wrapped(model, "remove layers")
     lost = sites.lost(model)
+    for notice in notices.of(model):
+        warnings.warn(notice, UserWarning, stacklevel=2)
     removed = 0
     for name, module in list(model.named_modules()):
         for hook in sites.hooks_of(module):
