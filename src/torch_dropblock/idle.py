@@ -24,7 +24,7 @@ def _count(*_: Any) -> None:
 
 @cache
 def _watch_optimizers() -> None:
-    register_optimizer_step_post_hook(_count)  # type: ignore[no-untyped-call]
+    register_optimizer_step_post_hook(_count)
 
 
 class Idle:

@@ -34,7 +34,7 @@ def insert_dropblock(
     No module is renamed and no key of the state_dict changes, so a checkpoint of the plain model fits the model with
     layers, and back. A layer drops while the module that it follows is in training mode.
 
-    Insert after conversions that replace modules, such as `convert_sync_batchnorm`; before DistributedDataParallel,
+    Insert after what replaces modules, such as `convert_sync_batchnorm` and LoRA; before DistributedDataParallel,
     `fully_shard` and `torch.compile`, whose code does not look for layers again once it ran. TorchScript cannot script
     a model with inserted layers. A trace of `torch.fx` has layers of its own, for a schedule of its own.
 

@@ -37,7 +37,7 @@ class Hold:
             for (module, wanted), before in zip(self._wanted, modes, strict=True):
                 asked = _open.setdefault(id(module), {})
                 asked[self] = _Asked(wanted, before)
-                module.training = any(other.wanted for other in asked.values())
+                _set(module, any(other.wanted for other in asked.values()))
 
     def give_back(self) -> None:
         with _lock:
@@ -49,7 +49,12 @@ class Hold:
                     if later:
                         asked[later[0]].before = asked[self].before
                     else:
-                        module.training = asked[self].before
+                        _set(module, asked[self].before)
                     del asked[self]
                 if not asked:
                     _open.pop(id(module), None)
+
+
+def _set(module: nn.Module, training: bool) -> None:
+    if module.training != training:  # which costs little, unlike `nn.Module.__setattr__`
+        module.training = training

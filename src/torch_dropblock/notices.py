@@ -16,9 +16,11 @@ def of(model: nn.Module) -> list[str]:
 
 def _inside_adapters(model: nn.Module) -> Iterator[str]:
     found: dict[int, str] = {}
+    looked_at: set[int] = set()
     for above, module in model.named_modules():
-        record = module.__dict__.get(sites.RECORD)
-        if record:
+        record = module.__dict__.get(sites.RECORD, {})
+        if not looked_at.issuperset(map(id, record.values())):  # by a module above
+            looked_at.update(map(id, record.values()))
             places = {hook.name: sites.canonical(name) for name, hook in record.items()}
             named = dict(module.named_modules())
             for name, part in named.items():
@@ -59,7 +61,7 @@ def _missing_in_traces(model: nn.Module) -> Iterator[str]:
             if missing:
                 yield (
                     f"{len(missing)} of {len(wanted)} DropBlock layers that were inserted together are missing in a "
-                    f"trace of torch.fx: {', '.join(missing)}. Conversions such as prepare_qat_fx fuse the modules "
+                    f"trace of torch.fx: {', '.join(name or 'the whole' for name in missing)}. Conversions such as prepare_qat_fx fuse the modules "
                     "that they followed: insert after converting"
                 )
 

@@ -243,7 +243,7 @@ _Parts = tuple[str, ...]
 
 def _longest_inside(longer: Iterable[_Parts], shorter: Iterable[_Parts]) -> dict[_Parts, _Parts]:
     """For each name the longest of the shorter ones that it has all parts of, in order; nothing if one is left over."""
-    pairs = {}
+    pairs: dict[_Parts, _Parts] = {}
     for name in longer:
         inside = [other for other in shorter if _is_inside(other, name)]
         most = max(map(len, inside), default=0)
