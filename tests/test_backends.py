@@ -2,12 +2,14 @@
 
 import contextvars
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from interrupts import interrupt_at_every_line
 from torch_dropblock import DropBlock2d, backend_report, backends, drop_block2d, native, use_backend
 from torch_dropblock.drawing import Blocks
 from torch_dropblock.rng import draw_rng_seed
@@ -215,3 +217,37 @@ def test_a_library_that_was_built_is_used():
     if not Path(native.__file__).with_name("_native.so").exists():
         pytest.skip("the native library was not built")
     assert native.LIBRARY is not None, native.WHY_NOT
+
+
+def path():
+    return backend_report(torch.ones(1, 1, 8, 8), 3).backend
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_contexts_that_overlap_end_in_any_order(order):
+    """As those of two generators do."""
+    left = {(0, 1): ["reference", path()], (1, 0): ["sparse", path()]}[order]
+    contexts = [use_backend(name) for name in ("sparse", "reference")]
+    for context in contexts:
+        context.__enter__()
+    assert path() == "reference"
+    for i, expected in zip(order, left, strict=True):
+        contexts[i].__exit__(None, None, None)
+        assert path() == expected
+
+
+def test_a_context_may_end_in_another_thread():
+    """As that of a generator that another thread frees."""
+    context = use_backend("sparse")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(context.__enter__).result()
+    context.__exit__(None, None, None)
+
+
+def test_an_interrupt_leaves_the_choice_as_it_was():
+    def choose():
+        with use_backend("sparse"):
+            pass
+
+    with use_backend("reference"):
+        assert interrupt_at_every_line(choose, path) > 10

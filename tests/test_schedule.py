@@ -176,6 +176,55 @@ def test_names_that_gained_or_lost_a_prefix(before, after):
     assert model[3].keep_prob == pytest.approx(1 - 0.7 * 0.4)
 
 
+class Adapter(nn.Module):
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+
+    def forward(self, x):
+        return self.base_layer(x)
+
+
+def in_adapters(model):
+    """Some of the modules, within a wrapper of the whole, as PEFT does."""
+    model = Wrapped("base_model", Wrapped("model", model))
+    inner = model.base_model.model
+    inner[1], inner[2] = Adapter(inner[1]), Adapter(inner[2])
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*act inside the modules")
+@pytest.mark.parametrize("before", [lambda m: m, in_adapters, lambda m: Wrapped("net", m)])
+@pytest.mark.parametrize("after", [lambda m: m, in_adapters, lambda m: torch.compile(in_adapters(m), backend="eager")])
+def test_names_that_gained_or_lost_adapters(before, after):
+    def build():
+        model = network()
+        insert_dropblock(model, ["0", "2"], keep_prob=0.8)
+        return model
+
+    schedule = KeepProbSchedule(before(build()), 10, start_step=10)
+    state = saved(schedule.state_dict())
+    state["keep_prob"] = dict(reversed(state["keep_prob"].items()))  # a file may have any order
+    model = build()
+    resumed = KeepProbSchedule(after(model), 10)
+    resumed.load_state_dict(state)
+    assert sorted(keep_probs(model)) == [0.6, 0.8, 0.8, 0.9]
+    assert resumed.steps == 10
+
+
+def test_the_longest_name_is_the_one():
+    def build(keep_probs):
+        model = named(a=named(b=DropBlock2d(3)), b=DropBlock2d(3))
+        model.a.b.keep_prob, model.b.keep_prob = keep_probs
+        return model
+
+    schedule = KeepProbSchedule(build((0.6, 0.7)), 10)
+    model = build((0.6, 0.7))
+    model.a, model.b = Adapter(model.a), Adapter(model.b)
+    KeepProbSchedule(model, 10).load_state_dict(schedule.state_dict())
+    assert [site.layer.target_keep_prob for site in sites.find(model).values()] == [0.6, 0.7]
+
+
 def test_a_training_that_ran_past_its_end_goes_on_there():
     schedule = KeepProbSchedule(network(), 4, curve=lambda progress: 1 - (1 - progress) ** 2)
     for _ in range(6):
@@ -404,6 +453,18 @@ def named(**layers):
 def test_a_curve_is_tried_at_its_end():
     with pytest.raises(ValueError, match="for progress 1 must be a number"):
         KeepProbSchedule(DropBlock2d(3), 10, curve=lambda progress: 2.0 if progress == 1.0 else progress)
+
+
+def test_copies_of_layers_that_no_record_knows_are_followed():
+    model = network()
+    schedule = KeepProbSchedule(model, 10)
+    model[1] = copy.deepcopy(model[1])
+    model[3] = Wrapped("net", copy.deepcopy(model[3]))
+    schedule.step()
+    assert keep_probs(model) == pytest.approx([0.99, 0.96])
+    del model[1]
+    with pytest.raises(RuntimeError, match=r": 1\. "):
+        schedule.step()
 
 
 @pytest.mark.parametrize(

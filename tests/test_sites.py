@@ -10,6 +10,7 @@ import weakref
 import pytest
 import torch
 from torch import fx, nn
+from torch.utils.hooks import RemovableHandle
 
 from torch_dropblock import (
     DropBlock1d,
@@ -17,7 +18,9 @@ from torch_dropblock import (
     DropBlock3d,
     KeepProbSchedule,
     backends,
+    dropblock_summary,
     insert_dropblock,
+    mc_dropblock,
     remove_dropblock,
     sites,
 )
@@ -166,6 +169,94 @@ def test_a_module_with_two_names_is_one_site():
     assert len(sites.present(model)) == 2  # one layer, found twice
 
 
+COPIES = [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))]
+
+
+@pytest.mark.parametrize("copied", [*COPIES, lambda module: Wrapper(copy.deepcopy(module))])
+@pytest.mark.parametrize("name", ["a", "a.1", "b.0"])
+def test_a_part_that_was_replaced_by_its_copy_is_there(copied, name):
+    model = nn.ModuleDict({"a": network(), "b": nn.Sequential(network())})
+    insert_dropblock(model, ["*.1"], block_size=3, keep_prob=0.5)
+    schedule = KeepProbSchedule(model, 2)
+    model.set_submodule(name, copied(model.get_submodule(name)))
+    schedule.step()
+    schedule.step()
+    layers = {site.layer for site in sites.find(model).values()}
+    assert {layer.keep_prob for layer in layers} == {0.5, 0.9}
+    assert len(layers) == 4
+    assert remove_dropblock(model) == 2
+
+
+def test_a_copy_elsewhere_is_no_substitute():
+    model = nn.Sequential(network(), network())
+    insert_dropblock(model, "0.1")
+    model[1] = copy.deepcopy(model[0])
+    assert list(sites.find(model)) == ["0.1", "0.3", "1.1", "1.3"]
+    model[0] = network()
+    assert sites.lost(model) == ["0.1"]
+    model[0] = nn.Sequential(nn.Identity(), nn.Sequential(model[1][1]))
+    assert sites.lost(model) == []
+
+
+def test_a_member_is_no_substitute_for_its_container():
+    model = nn.Sequential(nn.Sequential(network()))
+    insert_dropblock(model, ["0", "0.0"])
+    model[0] = nn.Sequential(copy.deepcopy(model[0][0]))
+    assert sites.lost(model) == ["0"]
+
+
+class Empty(nn.Module):
+    """A module that is false, as one whose list of options is empty may be."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop = DropBlock2d(3, keep_prob=0.5)
+
+    def __len__(self):
+        return 0
+
+    def forward(self, x):
+        return self.drop(x)
+
+
+class Falsy(Empty):
+    __len__ = None
+
+    def __bool__(self):
+        return False
+
+
+@pytest.mark.parametrize("kind", [Empty, Falsy])
+def test_a_module_that_is_false_hides_nothing(kind):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), kind())
+    insert_dropblock(model, "1", block_size=3, keep_prob=0.5)
+    layers = [site.layer for site in sites.present(model)]
+    assert len(layers) == len(sites.find(model)) == 2
+    KeepProbSchedule(model, 2).step()
+    assert [layer.keep_prob for layer in layers] == [0.75, 0.75]
+    assert all(row.drops for row in dropblock_summary(model, (1, 3, 12, 12)).rows)
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch.*", "ignore:.*:FutureWarning:torch.*")
+@torch.no_grad()
+def test_a_network_of_which_parts_are_compiled():
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), DropBlock2d(3, keep_prob=0.5))
+    insert_dropblock(model, "0", block_size=3, keep_prob=0.5)
+    model[0] = torch.compile(model[0], backend="eager")
+    schedule, x = KeepProbSchedule(model, 1), torch.randn(2, 3, 12, 12)
+    assert (model(x) != 0).all()
+    schedule.step()
+    assert (model(x) == 0).float().mean() > 0.6
+    assert all(row.drops for row in dropblock_summary(model, (1, 3, 12, 12)).rows)
+    with mc_dropblock(model.eval()):
+        assert not torch.equal(model(x), model(x))
+    assert torch.equal(model(x), model(x))
+    with pytest.raises(ValueError, match="since torch.compile has wrapped its module '0'"):
+        remove_dropblock(model)
+    torch._dynamo.reset()
+
+
 def test_a_part_that_was_replaced_as_a_whole_is_lost():
     model = nn.ModuleDict({"a": network(), "b": nn.Sequential(network())})
     insert_dropblock(model, ["*.1"])
@@ -185,6 +276,69 @@ def test_a_hook_that_moved_to_another_module_is_not_lost():
     del fused[1]._forward_hooks[key]
     fused._forward_hooks[key] = hook
     assert list(sites.find(model)) == ["0", "3"]
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_hook_that_moved_is_called_without_kwargs_and_removed(inplace):
+    model = network()
+    insert_dropblock(model, "2", block_size=3, keep_prob=0.5, inplace=inplace)
+    (hook,), moved = sites.hooks_of(model[2]), nn.Identity()
+    model[2]._forward_hooks.clear()
+    moved.register_forward_hook(hook)
+    model[2] = moved
+    x = torch.ones(2, 8, 12, 12)
+    assert (moved(x) == 0).any()
+    assert torch.equal(x, torch.ones_like(x))
+    assert remove_dropblock(model) == 1
+    assert not moved._forward_hooks
+    assert torch.equal(moved(x), x)
+
+
+STAGES = ("fuse", "prepare", "train")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*quantize")
+@pytest.mark.parametrize("insert_before", STAGES)
+def test_eager_quantisation_before_and_after_insertion(insert_before):
+    quantization = pytest.importorskip("torch.ao.quantization")
+    engine = next(name for name in torch.backends.quantized.supported_engines if name in ("fbgemm", "qnnpack"))
+    torch.backends.quantized.engine = engine
+    model = quantization.QuantWrapper(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()))
+    model.qconfig = quantization.get_default_qat_qconfig(engine)
+    x = torch.randn(2, 3, 12, 12)
+    for stage in STAGES:
+        if stage == insert_before:
+            # what is fused is called at the last module before, at the first one after
+            insert_dropblock(model, "module.2" if stage == "fuse" else "module.0", block_size=3, keep_prob=0.5)
+        if stage == "fuse":
+            quantization.fuse_modules_qat(model, [["module.0", "module.1", "module.2"]], inplace=True)
+        elif stage == "prepare":
+            quantization.prepare_qat(model, inplace=True)
+    KeepProbSchedule(model, 2, curve="constant").step()
+    assert (model(x) == 0).float().mean() > 0.62, "half is 0 for the ReLU"
+    dropping = dropblock_summary(model, (1, 3, 12, 12))
+    converted = quantization.convert(model.eval())
+    assert torch.equal(converted(x), converted(x))
+    assert [row.drops for row in dropping.rows] == [True]
+    assert [row.drops for row in dropblock_summary(converted, (1, 3, 12, 12)).rows] == [False]
+    with pytest.raises(ValueError, match="which must return a floating-point feature map"), mc_dropblock(converted):
+        converted(x)
+    assert remove_dropblock(converted) == remove_dropblock(model) == 1
+    assert (model.train()(x) == 0).float().mean() < 0.62
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")
+def test_fusing_moves_a_layer_or_loses_it():
+    quantization = pytest.importorskip("torch.ao.quantization")
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    insert_dropblock(model, "2", block_size=3, keep_prob=0.5)
+    fused = quantization.fuse_modules(model, [["0", "1", "2"]])
+    x = torch.randn(2, 3, 12, 12)
+    assert list(sites.find(fused)) == ["0"]
+    assert not torch.equal(fused.train()(x), fused(x))
+    assert remove_dropblock(fused) == 1
+    insert_dropblock(model, "1")
+    assert sites.lost(quantization.fuse_modules(model, [["0", "1", "2"]])) == ["1"]
 
 
 def test_the_record_keeps_no_module_alive():
@@ -215,6 +369,19 @@ def test_hooks_from_another_process_keep_their_keys(tmp_path):
         [sys.executable, "-c", code, tmp_path / "model.pt"], check=True, capture_output=True, text=True
     )
     assert done.stdout.strip() == "['0', '1']"
+
+
+def test_a_hook_takes_no_key_that_a_moved_one_has_in_a_file(monkeypatch):
+    """PyTorch registers it again, with a new key, of which the hook is told nothing."""
+    model = nn.Sequential(nn.Identity(), nn.Identity())
+    insert_dropblock(model, "0")
+    (hook,) = sites.hooks_of(model[0])
+    RemovableHandle.next_id += 10
+    model[1].register_forward_hook(hook)
+    file = pickle.dumps(model[1])
+    monkeypatch.setattr(RemovableHandle, "next_id", 0)
+    loaded = pickle.loads(file)
+    assert RemovableHandle.next_id > max(loaded._forward_hooks)
 
 
 def test_what_a_module_only_passes_on_is_never_written_into():

@@ -8,6 +8,7 @@ import torch
 import torchvision
 from torch import distributed, nn
 
+from interrupts import interrupt_at_every_line
 from torch_dropblock import (
     DropBlock2d,
     KeepProbSchedule,
@@ -15,7 +16,9 @@ from torch_dropblock import (
     expected_keep_rate,
     insert_dropblock,
     insert_dropblock_resnet,
+    modes,
     seed_probability,
+    sites,
 )
 
 # torch's own compiler uses things that torch deprecates
@@ -155,6 +158,18 @@ def test_looking_changes_nothing():
     assert {name: list(module._forward_hooks) for name, module in model.named_modules()} == hooks
     assert torch.equal(torch.get_rng_state(), random)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_an_interrupt_changes_nothing():
+    model = nn.Sequential(nn.Identity().eval(), DropBlock2d(3))
+    insert_dropblock(model, "0")
+    layers = [*model, sites.hooks_of(model[0])[0].layer]
+
+    def state():
+        return [(layer.training, list(layer._forward_hooks)) for layer in layers], dict(modes._open)
+
+    assert interrupt_at_every_line(lambda: dropblock_summary(model, (1, 3, 8, 8)), state) > 100
+    assert not modes._open
 
 
 @pytest.mark.parametrize("wrapped", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])

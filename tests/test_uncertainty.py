@@ -1,10 +1,23 @@
 """Monte Carlo DropBlock: the layers drop, everything else is in evaluation, and all is as it was afterwards."""
 
+import asyncio
+import gc
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 
-from torch_dropblock import DropBlock2d, KeepProbSchedule, insert_dropblock, mc_dropblock
+from interrupts import interrupt_at_every_line
+from torch_dropblock import (
+    DropBlock2d,
+    KeepProbSchedule,
+    dropblock_summary,
+    insert_dropblock,
+    mc_dropblock,
+    modes,
+    sites,
+)
 
 # torch's own compiler uses things that torch deprecates
 pytestmark = [
@@ -70,6 +83,91 @@ def test_contexts_nest():
             assert not torch.equal(model(x), model(x))
         assert not torch.equal(model(x), model(x))
     assert torch.equal(model(x), model(x))
+
+
+def drops(model):
+    x = torch.ones(2, 3, 16, 16)
+    return not torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_generators_that_overlap(mode):
+    def passes(model):
+        with mc_dropblock(model):
+            while True:
+                yield drops(model)
+
+    model = network().train(mode)
+    first, second = passes(model), passes(model)
+    assert next(first)
+    assert next(second)
+    first.close()
+    assert next(second), "it drops until it has ended itself"
+    second.close()
+    assert all(module.training is mode for module in model.modules())
+    assert not drops(model.eval())
+
+
+def test_a_generator_that_is_forgotten_gives_back_what_it_took():
+    model = network().eval()
+    context = mc_dropblock(model)
+    context.__enter__()
+    del context
+    gc.collect()
+    assert not drops(model)
+
+
+def test_tasks_that_overlap():
+    async def passes(model, seconds):
+        with mc_dropblock(model):
+            await asyncio.sleep(seconds)
+            return drops(model)
+
+    async def both(model):
+        return await asyncio.gather(passes(model, 0.01), passes(model, 0.02))
+
+    model = network().eval()
+    assert asyncio.run(both(model)) == [True, True]
+    assert not drops(model)
+
+
+def test_threads_that_overlap():
+    model = network().eval()
+
+    def passes(_):
+        with torch.no_grad(), mc_dropblock(model):
+            return drops(model)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(passes, range(200)))
+    assert not drops(model)
+    assert not any(module.training for module in model.modules())
+    assert not modes._open
+
+
+def test_a_summary_in_a_context_changes_nothing():
+    model = network().eval()
+    with mc_dropblock(model):
+        model[1].train()
+        dropblock_summary(model, (1, 3, 16, 16))
+        assert model[1].training
+        assert drops(model)
+    assert not drops(model)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_an_interrupt_leaves_the_modes_as_they_were(mode):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), DropBlock2d(3)).train(mode)
+    insert_dropblock(model, "0")
+    layers = [model, *model, sites.hooks_of(model[0])[0].layer]
+    model[1].train(not mode)
+
+    def enter():
+        with mc_dropblock(model):
+            pass
+
+    assert interrupt_at_every_line(enter, lambda: ([layer.training for layer in layers], dict(modes._open))) > 100
+    assert not modes._open
 
 
 def test_predictive_entropy_grows_with_the_share_dropped():

@@ -29,7 +29,14 @@ from .rng import RngSeed, device_of
 PATHS = ("triton", "native", "sparse", "reference")
 NAMES = ("auto", *PATHS)
 ASKED_ONLY = "it is dense and slow: only use_backend('reference') takes it"
-_asked: ContextVar[str] = ContextVar("the backend that use_backend asks for", default="auto")
+# each with an object of its own, since contexts that overlap end in any order
+_asked: ContextVar[tuple[tuple[object, str], ...]] = ContextVar(
+    "the backends that use_backend asks for", default=((None, "auto"),)
+)
+
+
+def _asked_name() -> str:
+    return _asked.get()[-1][1]
 
 
 @contextmanager
@@ -57,11 +64,19 @@ def use_backend(name: str) -> Iterator[None]:
     if name not in NAMES:
         error = ValueError if isinstance(name, str) else TypeError
         raise error(f"name must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
-    token = _asked.set(name)
+    mine = (object(), name)
     try:
-        yield
+        try:
+            _asked.set((*_asked.get(), mine))
+            yield
+        finally:
+            _withdraw(mine)
     finally:
-        _asked.reset(token)
+        _withdraw(mine)  # an interrupt may have cut the first short
+
+
+def _withdraw(name: tuple[object, str]) -> None:
+    _asked.set(tuple(asked for asked in _asked.get() if asked is not name))
 
 
 @lru_cache(maxsize=1)
@@ -96,7 +111,7 @@ def why_not_native(input: Tensor, blocks: Blocks) -> str:
 
 def choose(input: Tensor, blocks: Blocks) -> str:
     """The path of a call in eager mode; where `"native"` does not serve a tensor, `"sparse"` makes the same bits."""
-    asked = _asked.get()
+    asked = _asked_name()
     if asked == "auto":
         if input.device.type == "cpu":
             return "native"
@@ -113,7 +128,7 @@ def choose(input: Tensor, blocks: Blocks) -> str:
 
 def choose_compiled(device: torch.device) -> str:
     """The path of code that is being compiled: by what does not change from call to call."""
-    asked = _asked.get()
+    asked = _asked_name()
     if asked == "native":
         return "sparse"  # the same bits; the application is the compiler's
     if asked == "triton" and (reason := why_not_triton(device)):
@@ -134,7 +149,7 @@ def mean_gap(keep_prob: Tensor, device: torch.device, size: Size, block_size: Si
         TypeError: `keep_prob` is no floating-point tensor of no dimensions.
     """
     checks.scalar("keep_prob", keep_prob)
-    if _asked.get() not in ("auto", "triton") or device.type != "cuda" or why_not_triton(device, size):
+    if _asked_name() not in ("auto", "triton") or device.type != "cuda" or why_not_triton(device, size):
         return None
     kernel = triton_launch()
     gap: Tensor = kernel.mean_gap(keep_prob.to(device), size, clamp(size, block_size), rate)  # type: ignore[union-attr]
@@ -200,7 +215,7 @@ def backend_report(
     keep = checks.probability("keep_prob", keep_prob)
     lead, spatial = tuple(input.shape[:-dims]), tuple(input.shape[-dims:])
     blocks = Blocks.of(lead, spatial, size, keep, "exact", checks.flag("share_channels", share_channels))
-    taken, asked = choose(input, blocks), _asked.get()
+    taken, asked = choose(input, blocks), _asked_name()
     if taken == "native" and why_not_native(input, blocks):
         taken = "sparse"
     reasons = {

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from . import checks, sites
+from . import checks, notices, sites
 from .checks import Rate
 from .modules import DropBlock1d, DropBlock2d, DropBlock3d, DropBlockNd
 
@@ -34,7 +34,7 @@ def insert_dropblock(
     No module is renamed and no key of the state_dict changes, so a checkpoint of the plain model fits the model with
     layers, and back. A layer drops while the module that it follows is in training mode.
 
-    Insert after conversions that replace modules, such as `convert_sync_batchnorm`; before DistributedDataParallel,
+    Insert after what replaces modules, such as `convert_sync_batchnorm` and LoRA; before DistributedDataParallel,
     `fully_shard` and `torch.compile`, whose code does not look for layers again once it ran. TorchScript cannot script
     a model with inserted layers. A trace of `torch.fx` has layers of its own, for a schedule of its own.
 
@@ -94,6 +94,9 @@ def remove_dropblock(model: nn.Module) -> int:
         RuntimeError: some layers had been lost, as a conversion that replaces modules loses them; the others
             have been taken out then.
 
+    Warns:
+        UserWarning: layers acted inside an adapter, before it added its own part, or were missing in a trace.
+
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
         >>> _ = insert_dropblock(model, "*")
@@ -102,6 +105,8 @@ def remove_dropblock(model: nn.Module) -> int:
     """
     sites.refuse_wrapped(model, "remove layers")
     lost = sites.lost(model)
+    for notice in notices.of(model):
+        warnings.warn(notice, UserWarning, stacklevel=2)
     removed = 0
     for name, module in list(model.named_modules()):
         for hook in sites.hooks_of(module):

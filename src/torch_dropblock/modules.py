@@ -45,6 +45,12 @@ class DropBlockNd(nn.Module):
         self.rate = checks.rate(rate)
         self.share_channels = checks.flag("share_channels", share_channels)
         self.inplace = checks.flag("inplace", inplace)
+        self._run = [False]  # one list for a layer and its replicas on other devices
+
+    @property
+    def has_run(self) -> bool:
+        """Whether it was ever called in training mode, or compiled."""
+        return self._run[0]
 
     @property
     def keep_prob(self) -> float:
@@ -105,6 +111,7 @@ class DropBlockNd(nn.Module):
 
         A layer that a hook calls is no member of the model, and no `model.cuda()` tells it to move.
         """
+        self._run[0] = True
         there = device if backends.keeps_keep_prob(device) else torch.device("cpu")
         if self._keep_prob_tensor.device != there:
             with unset_fake_temporarily():
@@ -123,6 +130,8 @@ class DropBlockNd(nn.Module):
         """What `forward` does, with `training` and `inplace` in place of the layer's own."""
         if torch.compiler.is_compiling():
             self._keep_prob_at(input.device)
+        elif training:
+            self._run[0] = True
         return DROP_BLOCK[self.dims](
             input,
             self.block_size,

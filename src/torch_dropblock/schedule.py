@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
 
-from . import checks, sites
+from . import checks, idle, notices, sites
 from .modules import DropBlockNd
 
 Curve = Callable[[float], float]
@@ -64,6 +64,10 @@ class KeepProbSchedule:
             strength in [0, 1], for which a function is tried at every hundredth.
         RuntimeError: layers that were inserted are no longer there; looked for again at every step.
 
+    Warns:
+        UserWarning: inserted layers act inside an adapter, before it adds its own part, or are missing in a trace of
+            `torch.fx`; looked for again at every step, and said once.
+
     Source: section 3 of the paper, "Scheduled DropBlock".
 
     Examples:
@@ -86,9 +90,11 @@ class KeepProbSchedule:
             raise TypeError(f"curve must be one of {', '.join(CURVES)} or a function, got {curve!r}")
         for percent in range(101):  # rather than when the training gets there
             _strength(self.curve, percent / 100)
-        self._present: list[sites.Site] = []
+        self._present: tuple[list[sites.Site], int] = ([], 0)
         self._seen: dict[str, DropBlockNd] = {}
         self._known_to_be_off: set[str] = set()
+        self._said: set[str] = set()
+        self._idle = idle.Idle()
         self.steps = checks.whole_number("start_step", start_step, at_least=0)
         sites.find_some(model)
         self._apply()
@@ -108,7 +114,8 @@ class KeepProbSchedule:
 
         Warns:
             UserWarning: the model is in training mode and some of its layers are not, as where the batch norms that
-                they follow were put into evaluation mode; once for each layer.
+                they follow were put into evaluation mode, once for each layer; or optimizers step while no layer ever
+                ran in training, once.
         """
         self.steps += 1
         try:
@@ -118,27 +125,43 @@ class KeepProbSchedule:
             raise
         if self.model.training:
             self._warn_of_layers_that_are_off()
+        message = self._idle.step(site.layer for site in self._present[0])
+        if message:
+            warnings.warn(message, UserWarning, stacklevel=2)
 
     def _apply(self) -> None:
-        present = sites.present(self.model)
+        present = sites.walk(self.model)  # with the number of modules, which an adapter changes
         if present != self._present:
             self._look_again()
             self._present = present
         strength = self.strength
-        for site in present:
+        for site in present[0]:
             site.layer.set_strength(strength)
 
     def _look_again(self) -> None:
-        """Some layers are new, or lost: that a record knows of, or that this schedule has seen before."""
+        """Some layers are new, or lost: that a record knows of, or that this schedule has seen before.
+
+        A part that was replaced by its copy has new layers in the old places.
+        """
         found = sites.find(self.model)
         there = {id(site.layer) for site in found.values()}
-        gone = [name for name, layer in self._seen.items() if id(layer) not in there]
+        seen = {id(layer) for layer in self._seen.values()}
+        new = [f"{sites.canonical(name)}." for name, site in found.items() if id(site.layer) not in seen]
+        gone = [
+            name
+            for name, layer in self._seen.items()
+            if id(layer) not in there and not any(other.startswith(f"{sites.canonical(name)}.") for other in new)
+        ]
         if gone:
             raise sites.LostSitesError(gone)
         self._seen = {name: site.layer for name, site in found.items()}
+        for notice in notices.of(self.model):
+            if notice not in self._said:
+                self._said.add(notice)
+                warnings.warn(notice, UserWarning, stacklevel=4)
 
     def _warn_of_layers_that_are_off(self) -> None:
-        off = {id(site.layer) for site in self._present if not site.training}
+        off = {id(site.layer) for site in self._present[0] if not site.training}
         names = [name for name, layer in self._seen.items() if id(layer) in off] if off else []
         if not self._known_to_be_off.issuperset(names):
             warnings.warn(
@@ -162,8 +185,9 @@ class KeepProbSchedule:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, with its total steps and the keep_prob that its layers were made with.
 
-        The names of layers may differ by what wrappers such as DistributedDataParallel and `torch.compile` put
-        into them, or by a prefix that all have. The curve stays the one given to this schedule.
+        The names of layers may differ by what wrappers such as DistributedDataParallel and `torch.compile`, or
+        adapters such as LoRA, put into them, or by a prefix that all have. The curve stays the one given to this
+        schedule.
 
         Raises:
             TypeError, ValueError: it is no state of a schedule, or one of a model with other layers; nothing is
@@ -197,13 +221,16 @@ def _strength(curve: Curve, progress: float) -> float:
 
 
 def _renamed(targets: dict[str, float], names: list[str]) -> dict[str, float]:
-    """The same targets under the names of this model, which may have what wrappers put in, or another prefix."""
+    """The same targets under the names of this model, which wrappers and adapters may have made longer or shorter."""
     if targets.keys() == set(names):
         return targets
     for parts in (_without_wrappers, _without_prefix):
         mine, theirs = parts(names), parts(list(targets))
-        if mine.keys() == theirs.keys() and len(mine) == len(names) and len(theirs) == len(targets):
-            return {name: targets[theirs[part]] for part, name in mine.items()}
+        # none may be like another without what was taken off
+        if len(mine) == len(names) == len(targets) == len(theirs):
+            pairs = _longest_inside(mine, theirs) or {b: a for a, b in _longest_inside(theirs, mine).items()}
+            if pairs:
+                return {mine[part]: targets[theirs[other]] for part, other in pairs.items()}
     only = [sorted(map(repr, a - b)) for a, b in ((set(names), targets.keys()), (targets.keys(), set(names)))]
     raise ValueError(
         "the state is of a model with other DropBlock layers: "
@@ -211,17 +238,38 @@ def _renamed(targets: dict[str, float], names: list[str]) -> dict[str, float]:
     )
 
 
-def _without_wrappers(names: list[str]) -> dict[str, str]:
-    return {sites.canonical(name): name for name in names}
+_Parts = tuple[str, ...]
 
 
-def _without_prefix(names: list[str]) -> dict[str, str]:
+def _longest_inside(longer: Iterable[_Parts], shorter: Iterable[_Parts]) -> dict[_Parts, _Parts]:
+    """For each name the longest of the shorter ones that it has all parts of, in order; nothing if one is left over."""
+    pairs: dict[_Parts, _Parts] = {}
+    for name in longer:
+        inside = [other for other in shorter if _is_inside(other, name)]
+        most = max(map(len, inside), default=0)
+        longest = [other for other in inside if len(other) == most]
+        if len(longest) != 1 or longest[0] in pairs.values():
+            return {}
+        pairs[name] = longest[0]
+    return pairs
+
+
+def _is_inside(parts: _Parts, name: _Parts) -> bool:
+    rest = iter(name)
+    return all(part in rest for part in parts)
+
+
+def _without_wrappers(names: list[str]) -> dict[_Parts, str]:
+    return {tuple(sites.canonical(name).split(".")): name for name in names}
+
+
+def _without_prefix(names: list[str]) -> dict[_Parts, str]:
     """What is left of names, by which no two are alike, when the parts are taken off with which all begin."""
-    parts = {tuple(sites.canonical(name).split(".")): name for name in names}
+    parts = _without_wrappers(names)
     common = 0
     while all(len(part) > common + 1 for part in parts) and len({part[common] for part in parts}) == 1:
         common += 1
-    return {".".join(part[common:]): name for part, name in parts.items()}
+    return {part[common:]: name for part, name in parts.items()}
 
 
 def _known(curve: str) -> str:

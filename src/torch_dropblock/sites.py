@@ -11,8 +11,7 @@ which `find` compares with what is there: a site that was lost is an error, neve
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +25,7 @@ from .modules import DropBlockNd, call_in_trace
 
 RECORD = "_dropblock_sites"
 TRACED = "_dropblock"
+INSERTED = "_dropblock_inserted"
 # what wrappers put into the names of the modules that they wrap
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 NOT_TO_BE_CHANGED = {
@@ -57,35 +57,43 @@ class Hook:
 
     removed = False  # by `remove_dropblock`: not lost
 
-    def __init__(self, name: str, layer: DropBlockNd) -> None:
+    def __init__(self, name: str, layer: DropBlockNd, together: tuple[str, ...]) -> None:
         self.name = name
         self.layer = layer.eval()
+        self.together = together  # the names of all that were inserted by one call
 
     def register(self, module: nn.Module) -> None:
-        self.key = module.register_forward_hook(self, with_kwargs=True).id
+        module.register_forward_hook(self, with_kwargs=True)
 
     def remove(self, module: nn.Module) -> None:
-        del module._forward_hooks[self.key], module._forward_hooks_with_kwargs[self.key]
+        unhook(module, self)
         self.removed = True
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Keep hooks that are registered from now on from taking the key, which another process may have given."""
-        self.__dict__.update(state)
-        RemovableHandle.next_id = max(RemovableHandle.next_id, self.key + 1)
+    def __getstate__(self) -> dict[str, Any]:
+        """Hold what `__setstate__` needs: a key that no hook of this process has, wherever PyTorch has moved it."""
+        return self.__dict__ | {"next_key": RemovableHandle.next_id}
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        layer = self.layer
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Keep hooks that are registered from now on from taking a key that another process may have given."""
+        RemovableHandle.next_id = max(RemovableHandle.next_id, state["next_key"])
+        self.__dict__.update({name: value for name, value in state.items() if name != "next_key"})
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], *kwargs_and_output: Any) -> Any:
+        layer, output = self.layer, kwargs_and_output[-1]
         if isinstance(output, Proxy):
             return self._trace(module, output)
         training = module.training or layer.training
-        # A batch is asked for: tokens of shape (N, tokens, features) could be taken for an unbatched map.
+        # A batch is required: tokens of shape (N, tokens, features) could be taken for an unbatched map.
         if not isinstance(output, Tensor) or output.dim() != layer.dims + 2:
             raise self._no_feature_map(output)
-        if not training:
-            return output
+        if not training or (output.is_quantized and not layer.training):
+            return output  # the mode of a quantised module says nothing, since none can be trained
         if output.dtype not in checks.DTYPES:
             raise self._no_feature_map(output)
-        return layer.drop(output, training, layer.inplace and not _belongs_to_others(output, (args, kwargs)))
+        # `torch.ao.quantization` moves a hook to the module that replaces its own, and calls it without kwargs then
+        inputs = (args, *kwargs_and_output[:-1])
+        inplace = layer.inplace and len(inputs) == 2 and not _belongs_to_others(output, inputs)
+        return layer.drop(output, training, inplace)
 
     def _no_feature_map(self, output: Any) -> Exception:
         layer = self.layer
@@ -103,7 +111,9 @@ class Hook:
 
         It has to be found by an attribute for that, of which the module's own tree knows nothing.
         """
-        object.__setattr__(module, TRACED, copy.deepcopy(self.layer).train(module.training))
+        layer = copy.deepcopy(self.layer).train(module.training)
+        object.__setattr__(layer, INSERTED, (self.name, self.together))
+        object.__setattr__(module, TRACED, layer)
         return call_in_trace(output, module, TRACED)
 
 
@@ -133,14 +143,19 @@ class Site(NamedTuple):
 
 def present(model: nn.Module) -> list[Site]:
     """Every DropBlock layer of a model, inserted or not: without names, and a hundred times faster than `find`."""
+    return walk(model)[0]
+
+
+def walk(model: nn.Module) -> tuple[list[Site], int]:
+    """`present`, and how many modules there are."""
     found, modules = [], [model]
     for module in modules:
         if isinstance(module, DropBlockNd):
             found.append(Site(module, module))
         if module._forward_hooks:
             found += [Site(hook.layer, module) for hook in hooks_of(module)]
-        modules += filter(None, module._modules.values())
-    return found
+        modules += [child for child in module._modules.values() if child is not None]
+    return found, len(modules)
 
 
 def find(model: nn.Module) -> dict[str, Site]:
@@ -179,35 +194,44 @@ def find_some(model: nn.Module) -> dict[str, Site]:
     return found
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Everything in evaluation mode, inserted layers too, and afterwards in the mode in which it was."""
-    modules = [*model.modules(), *(site.layer for site in present(model))]
-    modes = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.training = False
-        yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
+def all_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model and its inserted layers, which are no part of the tree."""
+    return [*model.modules(), *(site.layer for site in present(model))]
 
 
 def hooks_of(module: nn.Module) -> list[Hook]:
     return [hook for hook in module._forward_hooks.values() if isinstance(hook, Hook)]
 
 
+def unhook(module: nn.Module, hook: Callable[..., Any]) -> None:
+    """Take out a forward hook, whatever its key, which changes when PyTorch moves the hook to another module."""
+    for key in [key for key, other in module._forward_hooks.items() if other is hook]:
+        for registry in (module._forward_hooks_with_kwargs, module._forward_hooks_always_called, module._forward_hooks):
+            registry.pop(key, None)
+
+
 def lost(model: nn.Module) -> list[str]:
-    """The names of inserted layers that are no longer there."""
+    """The names of inserted layers that are no longer there.
+
+    A layer is there if its hook is, on any module, or if a copy of its module is in the old place.
+    """
     names: dict[int, str] = {}
     for above, module in model.named_modules():
         record = module.__dict__.get(RECORD)
         if record:
-            there = {id(hook) for part in module.modules() for hook in hooks_of(part)}
+            hooks = [(canonical(name), hook) for name, part in module.named_modules() for hook in hooks_of(part)]
+            there = {id(hook) for _, hook in hooks}
             for name, hook in record.items():
-                if not hook.removed and id(hook) not in there:
+                if not hook.removed and id(hook) not in there and not _has_copy(hooks, canonical(name), hook):
                     names.setdefault(id(hook), ".".join(filter(None, (above, name))))
     return list(names.values())
+
+
+def _has_copy(hooks: list[tuple[str, Hook]], name: str, hook: Hook) -> bool:
+    """Whether one of the hooks, by the names of their modules, is in a place, or was there before a wrapper came."""
+    return any(
+        other == name or (other.startswith(f"{name}.") and candidate.name == hook.name) for other, candidate in hooks
+    )
 
 
 def canonical(name: str) -> str:
@@ -221,7 +245,7 @@ def attach(model: nn.Module, layers: Mapping[str, DropBlockNd]) -> None:
     for name, module in modules.items():
         refuse_as_site(name, module)
     for name, module in modules.items():
-        hook = Hook(name, layers[name])
+        hook = Hook(name, layers[name], tuple(layers))
         hook.register(module)
         parts = name.split(".") if name else []
         for i in range(len(parts)):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from . import checks, geometry, sites
+from . import checks, geometry, modes, notices, sites
 from .geometry import Size
 
 COLUMNS = ("after module", "map", "block", "keep_prob", "target", "γ", "drops", "mode", "ran")
@@ -35,16 +34,16 @@ class Row:
     training: bool
 
     @classmethod
-    def of(cls, name: str, site: sites.Site, size: Size | None) -> Row:
+    def of(cls, name: str, site: sites.Site, size: Size | None, training: bool) -> Row:
         layer = site.layer
         present = (layer.keep_prob, layer.target_keep_prob)
         if size is None:
-            return cls(name, None, None, False, *present, None, None, site.training)
+            return cls(name, None, None, False, *present, None, None, training)
         wanted = checks.positive_ints("block_size", layer.block_size, layer.dims)
         block = geometry.clamp(size, wanted)
         gamma = geometry.seed_probability(size, block, layer.keep_prob, layer.rate)
         dropped = 1.0 - geometry.expected_keep_rate(size, block, gamma)
-        return cls(name, size, block, block != wanted, *present, gamma, dropped, site.training)
+        return cls(name, size, block, block != wanted, *present, gamma, dropped, training)
 
     @property
     def drops(self) -> bool:
@@ -73,10 +72,11 @@ class Summary:
     """The layers of a model as a table: `str` for a terminal, HTML in a notebook, and `rows` for a program."""
 
     rows: tuple[Row, ...]
+    notices: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "notes", tuple(_notes(self.rows)))
+        object.__setattr__(self, "notes", (*_notes(self.rows), *self.notices))
 
     def __str__(self) -> str:
         lines = [COLUMNS, *(row.cells() for row in self.rows)]
@@ -138,16 +138,28 @@ def dropblock_summary(
     """
     found = sites.find_some(model)
     inputs = _inputs(model, input_size)
-    sizes: dict[str, list[Size]] = {name: [] for name in found}
-    with _recorded(found, sizes), sites.evaluating(model):
+    recorders = {name: _Recorder(site) for name, site in found.items()}
+    hold = modes.Hold((module, False) for module in sites.all_modules(model))
+    try:
         try:
+            hold.take()
+            for recorder in recorders.values():
+                recorder.module.register_forward_hook(recorder)
             _run(model, inputs)
-        except Exception as error:
-            shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
-            raise ValueError(f"the model does not run on an input of shape {shapes} (batch first): {error}") from error
+        finally:
+            _undo(recorders, hold)
+    finally:
+        _undo(recorders, hold)  # an interrupt may have cut the first short
     return Summary(
-        tuple(Row.of(name, site, size) for name, site in found.items() for size in dict.fromkeys(sizes[name]) or [None])
+        tuple(row for name, site in found.items() for row in recorders[name].rows(name, site)),
+        tuple(notices.of(model)),
     )
+
+
+def _undo(recorders: dict[str, _Recorder], hold: modes.Hold) -> None:
+    for recorder in recorders.values():
+        sites.unhook(recorder.module, recorder)
+    hold.give_back()
 
 
 def _inputs(model: nn.Module, input_size: object) -> list[Tensor]:
@@ -165,18 +177,21 @@ def _inputs(model: nn.Module, input_size: object) -> list[Tensor]:
     ]
 
 
-@contextmanager
-def _recorded(found: dict[str, sites.Site], sizes: dict[str, list[Size]]) -> Iterator[None]:
-    def recorder(name: str, dims: int) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda _module, _input, output: sizes[name].append(tuple(output.shape[-dims:]))
+class _Recorder:
+    """A forward hook that keeps the sizes of the maps of a layer, which gives its own or whose hook runs before."""
 
-    # a layer gives its own shape, and a site's hook runs after the layer's
-    handles = [site.module.register_forward_hook(recorder(name, site.layer.dims)) for name, site in found.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    def __init__(self, site: sites.Site) -> None:
+        self.module = site.module
+        self.training = site.training
+        self.sizes: list[Size] = []
+        self._dims = site.layer.dims
+
+    def __call__(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self.sizes.append(tuple(output.shape[-self._dims :]))
+        self.training = self.training and not output.is_quantized  # which cannot be trained, in any mode
+
+    def rows(self, name: str, site: sites.Site) -> list[Row]:
+        return [Row.of(name, site, size, self.training) for size in dict.fromkeys(self.sizes) or [None]]
 
 
 def _run(model: nn.Module, inputs: list[Tensor]) -> None:
@@ -184,13 +199,17 @@ def _run(model: nn.Module, inputs: list[Tensor]) -> None:
         model = model.module  # it would wait for the other ranks
     device = inputs[0].device
     own = [device] if device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices=own):
-        if any(map(sites.is_compiled, model.modules())):
-            # compiled code does not look for hooks again
-            with torch.compiler.set_stance("force_eager"):
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=own):
+            if any(map(sites.is_compiled, model.modules())):
+                # compiled code does not look for hooks again
+                with torch.compiler.set_stance("force_eager"):
+                    model(*inputs)
+            else:
                 model(*inputs)
-        else:
-            model(*inputs)
+    except Exception as error:
+        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
+        raise ValueError(f"the model does not run on an input of shape {shapes} (batch first): {error}") from error
 
 
 def _notes(rows: Sequence[Row]) -> Iterator[str]:

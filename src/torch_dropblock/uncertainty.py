@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from . import sites
+from . import modes, notices, sites
 
 
 @contextmanager
@@ -17,6 +17,9 @@ def mc_dropblock(model: nn.Module) -> Iterator[nn.Module]:
 
     Each forward pass in this context draws new masks. The spread of the predictions over several passes estimates
     the model's uncertainty. Afterwards every module is in the mode in which it was.
+
+    Contexts may overlap, in threads, tasks and generators: the model is as it was when the last one has ended. While
+    one is open the layers drop for everybody who calls the model.
 
     Args:
         model: a network with DropBlock layers, inserted or its own; it may be wrapped or compiled.
@@ -27,7 +30,8 @@ def mc_dropblock(model: nn.Module) -> Iterator[nn.Module]:
         RuntimeError: layers that were inserted are no longer there.
 
     Warns:
-        UserWarning: every layer has keep_prob 1.
+        UserWarning: every layer has keep_prob 1; or inserted layers act on a part of what the network sees, or are
+            missing in a trace of `torch.fx`.
 
     Source: Gal and Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016, with blocks for units.
 
@@ -51,7 +55,15 @@ def mc_dropblock(model: nn.Module) -> Iterator[nn.Module]:
             UserWarning,
             stacklevel=3,  # past the decorator's frame
         )
-    with sites.evaluating(model):
-        for layer in layers:
-            layer.training = True
-        yield model
+    for notice in notices.of(model):
+        warnings.warn(notice, UserWarning, stacklevel=3)
+    dropping = {id(layer) for layer in layers}
+    hold = modes.Hold((module, id(module) in dropping) for module in sites.all_modules(model))
+    try:
+        try:
+            hold.take()
+            yield model
+        finally:
+            hold.give_back()
+    finally:
+        hold.give_back()  # an interrupt may have cut the first short
