@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from . import checks, sites
 from .checks import Rate
+from .hints import Layers, hinted, warn
 from .modules import DropBlock1d, DropBlock2d, DropBlock3d, DropBlockNd
 
 LAYERS: dict[int, type[DropBlockNd]] = {1: DropBlock1d, 2: DropBlock2d, 3: DropBlock3d}
@@ -18,6 +18,10 @@ LAYERS: dict[int, type[DropBlockNd]] = {1: DropBlock1d, 2: DropBlock2d, 3: DropB
 Where = str | Iterable[str] | Callable[[str, nn.Module], bool]
 
 
+@hinted(
+    'all but the model and the place are keywords: insert_dropblock(model, "layer4.?", block_size=7, keep_prob=0.9), '
+    "where keep_prob is 1 minus the share dropped, the p of nn.Dropout"
+)
 def insert_dropblock(
     model: nn.Module,
     where: Where,
@@ -78,7 +82,7 @@ def insert_dropblock(
     layer()  # its checks, where nothing matches too
     layers = {name: layer() for name in _matches(model, where)}
     sites.attach(model, layers)
-    return dict(layers)
+    return Layers(layers)
 
 
 def remove_dropblock(model: nn.Module) -> int:
@@ -134,11 +138,11 @@ def _matches(model: nn.Module, where: Where) -> list[str]:
     if callable(where):
         found = [name for name, module in named.items() if where(name, module)]
         if not found:
-            warnings.warn("where is True for no module: no DropBlock layer was inserted", UserWarning, stacklevel=3)
+            warn("where is True for no module: no DropBlock layer was inserted")
     elif isinstance(where, str | Iterable):
         patterns = [where] if isinstance(where, str) else list(where)
         if not patterns:
-            warnings.warn("where is empty: no DropBlock layer was inserted", UserWarning, stacklevel=3)
+            warn("where is empty: no DropBlock layer was inserted")
         matched = {name for pattern in patterns for name in _matches_of(pattern, named)}
         found = [name for name in named if name in matched]
     else:
@@ -162,7 +166,7 @@ def _matches_of(pattern: object, named: dict[str, nn.Module]) -> list[str]:
     if not matched:
         close = difflib.get_close_matches(pattern, names, n=3)
         hint = f"; close to it are {', '.join(map(repr, close))}" if close else ""
-        warnings.warn(f"no module is named like {pattern!r}{hint}", UserWarning, stacklevel=4)
+        warn(f"no module is named like {pattern!r}{hint}")
     # a parametrization returns weights; a container is refused if it is all there is
     called = [name for name in matched if sites.has_forward(named[name]) and "parametrizations" not in name.split(".")]
     return called or matched

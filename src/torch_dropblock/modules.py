@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.fx import Proxy
 from . import backends, checks, geometry
 from .checks import Rate
 from .functional import DROP_BLOCK
+from .hints import hinted
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -26,19 +27,21 @@ def call_in_trace(input: Proxy, module: nn.Module, attribute: str = "") -> Any:
 
 class DropBlockNd(nn.Module):
     dims: ClassVar[int]
+    # called with the layer at each training pass in eager mode, for a schedule that has just begun
+    watch: Callable[[DropBlockNd], None] | None = None
     _keep_prob_tensor: Tensor
 
+    @hinted(checks.SWAPPED.format(call="DropBlock2d(7, keep_prob=0.9)"))
     def __init__(
         self,
         block_size: int | Sequence[int],
-        *_misplaced: NoReturn,
+        *,
         keep_prob: float = 0.9,
         rate: Rate = "exact",
         share_channels: bool = False,
         inplace: bool = False,
     ) -> None:
         super().__init__()
-        checks.nothing_misplaced(type(self).__name__, _misplaced)
         sizes = checks.positive_ints("block_size", block_size, self.dims)
         self.block_size: int | tuple[int, ...] = sizes if isinstance(block_size, Sequence) else sizes[0]
         self.keep_prob = keep_prob
@@ -123,6 +126,8 @@ class DropBlockNd(nn.Module):
         """What `forward` does, with `training` and `inplace` in place of the layer's own."""
         if torch.compiler.is_compiling():
             self._keep_prob_at(input.device)
+        elif training and self.watch is not None:
+            self.watch(self)
         return DROP_BLOCK[self.dims](
             input,
             self.block_size,
@@ -205,6 +210,10 @@ class DropBlock(DropBlock2d):
         0.14222222222222222
     """
 
+    @hinted(
+        "DropBlock(7, p=0.9) is the article's layer, whose p is the probability that a unit is kept; "
+        "DropBlock2d(7, keep_prob=0.9) has the other options"
+    )
     def __init__(self, block_size: int | Sequence[int], p: float = 0.5) -> None:
         super().__init__(block_size, keep_prob=checks.probability("p", p), rate="paper")
 

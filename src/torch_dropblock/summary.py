@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import checks, geometry, sites
 from .geometry import Size
+from .hints import hinted
 
 COLUMNS = ("after module", "map", "block", "keep_prob", "target", "γ", "drops", "mode", "ran")
 
@@ -101,6 +102,7 @@ class Summary:
         return f"<table><thead>{line('th', COLUMNS)}</thead><tbody>{body}</tbody></table>{notes}"
 
 
+@hinted("the shape of an input comes second, batch first: dropblock_summary(model, (1, 3, 224, 224))")
 def dropblock_summary(
     model: nn.Module, input_size: Sequence[int] | Sequence[Sequence[int]] | Tensor | Sequence[Tensor]
 ) -> Summary:
