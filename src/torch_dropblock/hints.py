@@ -45,12 +45,12 @@ def hinted(hint: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def warn(message: str) -> None:
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the innermost line that is the user's own."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
 class Layers(dict[str, nn.Module]):

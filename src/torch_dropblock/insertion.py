@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from . import checks, sites
+from . import checks, maps, sites
 from .checks import Rate
 from .hints import Layers, hinted, warn
 from .modules import DropBlock1d, DropBlock2d, DropBlock3d, DropBlockNd
@@ -64,7 +64,9 @@ def insert_dropblock(
             feature map of `dims` dimensions.
 
     Warns:
-        UserWarning: a pattern, or the function, matches nothing.
+        UserWarning: a pattern, or the function, matches nothing. Or the type of a module says that its output has
+            the channels last or is no feature map, is a map of one unit, or is that of its container, which has a
+            layer too.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
@@ -81,6 +83,8 @@ def insert_dropblock(
 
     layer()  # its checks, where nothing matches too
     layers = {name: layer() for name in _matches(model, where)}
+    for doubt in maps.doubts(model, list(layers)):
+        warn(doubt, maps.DoubtfulSiteWarning)
     sites.attach(model, layers)
     return Layers(layers)
 
