@@ -13,7 +13,7 @@ import torch_dropblock
 SOURCE = Path(torch_dropblock.__file__).parent
 # each line may import from the lines above it
 LAYERS = [
-    {"checks", "rng", "integrations.__init__"},
+    {"checks", "hints", "rng", "summary_table", "integrations.__init__"},
     {"geometry"},
     {"reference", "drawing"},
     {"sparse"},
@@ -24,9 +24,9 @@ LAYERS = [
     {"autograd", "compiled"},
     {"functional"},
     {"modules"},
-    {"modes", "idle"},
+    {"modes"},
     {"sites"},
-    {"notices"},
+    {"notices", "maps", "watch"},
     {"insertion", "resnet", "conversion", "schedule", "summary", "uncertainty"},
     {"__init__"},
     {"integrations.lightning"},

@@ -173,8 +173,8 @@ def test_repr_tells_everything():
         ((7,), {"rate": "fast"}, ValueError, "rate must be"),
         ((7,), {"share_channels": 1}, TypeError, "share_channels must be"),
         ((7,), {"inplace": 0}, TypeError, "inplace must be"),
-        ((0.1, 7), {}, TypeError, r"^DropBlock\dd takes nothing by position after block_size, got 7; .*torchvision"),
-        ((7,), {"p": 0.1}, TypeError, "unexpected keyword"),
+        ((0.1, 7), {}, TypeError, r"^DropBlock\dd.__init__\(\) takes 2 positional .*torchvision"),
+        ((7,), {"p": 0.1}, TypeError, "unexpected keyword argument 'p'; the block size .*torchvision"),
     ],
 )
 def test_bad_arguments(layer_class, arguments, options, error, words):

@@ -36,12 +36,35 @@ def test_the_papers_ramp():
     """keep_prob(t) = 1 - t / T * (1 - keep_prob), from the first step to the last, and then no further."""
     model = network()
     schedule = KeepProbSchedule(model, 10)
-    for t in range(15):
-        progress = min(t / 10, 1)
-        assert schedule.progress == progress
-        assert keep_probs(model) == pytest.approx([1 - progress * (1 - target) for target in TARGETS.values()])
+    for t in range(10):
+        assert schedule.progress == t / 10
+        assert keep_probs(model) == pytest.approx([1 - t / 10 * (1 - target) for target in TARGETS.values()])
         schedule.step()
     assert keep_probs(model) == list(TARGETS.values())
+
+
+def test_steps_past_the_last_are_told_once_and_change_nothing():
+    model = network()
+    schedule = KeepProbSchedule(model, 3)
+    for _ in range(3):
+        schedule.step()
+    with pytest.warns(UserWarning, match=r"stepped 4 times, more than its total_steps=3: .*epochs \* len\(loader\)"):
+        schedule.step()
+    schedule.step()
+    assert (schedule.steps, schedule.progress) == (5, 1.0)
+    assert keep_probs(model) == list(TARGETS.values())
+
+
+def test_repr():
+    schedule = KeepProbSchedule(network(), 10, curve="cosine")
+    schedule.step()
+    assert repr(schedule) == "KeepProbSchedule(Sequential, total_steps=10, curve='cosine', steps=1, layers=2)"
+
+    class Own:
+        def __call__(self, progress):
+            return progress
+
+    assert "curve='Own'" in repr(KeepProbSchedule(network(), 10, curve=Own()))
 
 
 @pytest.mark.parametrize(
@@ -57,10 +80,11 @@ def test_the_papers_ramp():
 def test_curves(curve, strengths):
     model = network()
     schedule = KeepProbSchedule(model, 4, curve=curve)
-    for strength in strengths:
+    for step, strength in enumerate(strengths):
+        if step:
+            schedule.step()
         assert schedule.strength == pytest.approx(strength)
         assert keep_probs(model) == pytest.approx([1 - strength * (1 - target) for target in TARGETS.values()])
-        schedule.step()
 
 
 @pytest.mark.parametrize("curve", CURVES.values())
@@ -136,7 +160,7 @@ def test_state():
     resumed = network()
     other = KeepProbSchedule(resumed, 10)
     other.load_state_dict(saved(schedule.state_dict()))
-    for _ in range(9):
+    for _ in range(7):
         assert keep_probs(resumed) == keep_probs(model)
         assert other.state_dict() == schedule.state_dict()
         schedule.step()
@@ -226,8 +250,8 @@ def test_the_longest_name_is_the_one():
 
 
 def test_a_training_that_ran_past_its_end_goes_on_there():
-    schedule = KeepProbSchedule(network(), 4, curve=lambda progress: 1 - (1 - progress) ** 2)
-    for _ in range(6):
+    schedule = KeepProbSchedule(network(), 4, curve=lambda progress: 1 - (1 - progress) ** 2, start_step=5)
+    with pytest.warns(UserWarning, match="more than its total_steps=4"):
         schedule.step()
     model = network()
     other = KeepProbSchedule(model, 4, curve=schedule.curve)

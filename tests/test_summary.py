@@ -69,7 +69,7 @@ def test_the_text_is_a_table_with_notes():
     text = str(dropblock_summary(model, (2, 3, 24, 16)))
     header, rule, *rows = text.split("\n\n")[0].splitlines()
     assert re.split(r"\s{2,}", header) == [
-        "after module", "map", "block", "keep_prob", "target", "γ", "drops", "mode", "ran",
+        "after module", "map", "block", "keep_prob", "γ", "drops", "mode", "ran",
     ]  # fmt: skip
     assert set(rule) == {"─"}
     assert len(rule) == max(map(len, [header, *rows]))
@@ -77,8 +77,10 @@ def test_the_text_is_a_table_with_notes():
     assert re.split(r"\s{2,}", rows[1])[1:3] == ["6×4", "6×4*"]
     assert text.split("\n\n")[1].splitlines() == [
         "1 of 3 layers drop.",
-        "mode: a layer drops in train alone; an inserted one is in train while the module that it follows is.",
-        "ran: evaluation does not call that module; if training does not either, its layer does nothing.",
+        "mode: layers drop only in training mode; an inserted layer has the mode of its",
+        "  module.",
+        "ran: evaluation does not call that module; if training does not either, its",
+        "  layer does nothing.",
         "*: the block is clamped to the map, where it is larger.",
     ]
 
@@ -88,6 +90,7 @@ def test_a_schedule_that_has_not_begun():
     schedule = KeepProbSchedule(model, 4)
     (row,) = dropblock_summary(model, (1, 3, 32, 32)).rows
     assert (row.keep_prob, row.target_keep_prob, row.gamma, row.share_dropped) == (1.0, 0.8, 0.0, 0.0)
+    assert "keep_prob  target" in str(dropblock_summary(model, (1, 3, 32, 32)))
     text = str(dropblock_summary(model, (1, 3, 32, 32)))
     assert "The layer drops nothing now.\nkeep_prob is 1 where a schedule has not begun." in text
     schedule.step()
@@ -219,3 +222,53 @@ def test_other_ranks_are_not_waited_for(tmp_path):
         del parallel
     finally:
         distributed.destroy_process_group()
+
+
+def test_a_lazy_network_stays_lazy():
+    model = nn.Sequential(nn.LazyConv2d(8, 3), DropBlock2d(3), nn.Flatten(), nn.LazyLinear(4))
+    insert_dropblock(model, "0")
+    random = torch.get_rng_state()
+    assert [row.size for row in dropblock_summary(model, (1, 3, 16, 16)).rows] == [(14, 14), (14, 14)]
+    assert model[0].has_uninitialized_params()
+    assert isinstance(model[3], nn.LazyLinear)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model(torch.ones(2, 1, 8, 8)).shape == (2, 4)
+
+
+def test_what_speaks_against_a_layer():
+    """Channels that come last, a map of one unit, a map that two layers drop from: in rows, text and notes."""
+
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.act = nn.LayerNorm(8), nn.GELU()
+
+        def forward(self, x):
+            return self.act(self.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), Turned(), nn.AdaptiveAvgPool2d(1), DropBlock2d(3))
+    with pytest.warns(UserWarning, match="feature map|one unit"):
+        insert_dropblock(model, ["0", "1", "2.*", "3"])
+    summary = dropblock_summary(model, (1, 3, 34, 18))
+    told = {row.name: (row.size, row.channels_last, row.same_map_as, row.is_one_unit) for row in summary.rows}
+    assert told == {
+        "0": ((32, 16), False, None, False),
+        "1": ((32, 16), False, "0", False),
+        "2.norm": ((16, 8), True, None, False),
+        "2.act": ((16, 8), True, "2.norm", False),
+        "3": ((1, 1), False, None, True),
+        "4": ((1, 1), False, "3", True),
+    }
+    checks = [re.split(r"\s{2,}", line)[-1] for line in str(summary).splitlines()[2:8]]
+    assert checks == ["train", "twice", "last", "last, twice", "1", "1, twice"]
+    assert summary.notes[0] == "6 of 6 layers drop; for 5 of them look at the column check."
+    assert [note.partition(":")[0] for note in summary.notes[1:]] == ["*", "last", "1", "twice"]
+    assert "<td>last, twice</td>" in summary._repr_html_()
+
+
+def test_the_papers_placement_is_above_doubt():
+    model = torchvision.models.resnet50()
+    insert_dropblock_resnet(model)
+    assert not any(row.is_doubtful for row in dropblock_summary(model, (1, 3, 64, 64)).rows)
+    with torch.inference_mode():
+        assert not any(row.is_doubtful for row in dropblock_summary(model, (1, 3, 64, 64)).rows)

@@ -18,16 +18,10 @@ Rate = Literal["exact", "paper"]
 RATES = get_args(Rate)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-_SWAPPED = (
-    "; the block size comes first here and keep_prob is a keyword: DropBlock2d(7, keep_prob=0.9). "
-    "torchvision's DropBlock2d(p, block_size) has them the other way round, and its p is the share dropped"
+SWAPPED = (
+    "the block size comes first here and keep_prob is a keyword: {call}. torchvision's DropBlock2d(p, block_size) has "
+    "them the other way round, and its p, as that of nn.Dropout, is the share dropped: keep_prob = 1 - p"
 )
-
-
-def nothing_misplaced(function: str, misplaced: tuple[object, ...]) -> None:
-    """What the stars in a signature take in, which is typed so that a type checker accepts nothing there."""
-    if misplaced:
-        raise TypeError(f"{function} takes nothing by position after block_size, got {misplaced[0]!r}{_SWAPPED}")
 
 
 def positive_ints(name: str, value: object, dims: int | None) -> tuple[int, ...]:
@@ -37,7 +31,8 @@ def positive_ints(name: str, value: object, dims: int | None) -> tuple[int, ...]
     wanted = "a positive int" if dims == 1 else f"a positive int or a sequence of {dims or '1 to 3'} of them"
     for entry in entries:
         if not _is_int(entry):
-            hint = _SWAPPED if name == "block_size" and isinstance(entry, float) else ""
+            swapped = name == "block_size" and isinstance(entry, float)
+            hint = "; " + SWAPPED.format(call="DropBlock2d(7, keep_prob=0.9)") if swapped else ""
             raise TypeError(f"{name} must be {wanted}, got {value!r}{hint}")
     sizes = tuple(operator.index(entry) for entry in entries)  # type: ignore[arg-type]
     right_length = 1 <= len(sizes) <= 3 if dims is None else len(sizes) == dims

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from . import checks, named_models, sites
+from . import checks, maps, named_models, sites
 from .insertion import insert_dropblock
 from .resnet import insert_dropblock_resnet
 from .schedule import CURVES, KeepProbSchedule
@@ -64,6 +64,7 @@ def summary(
         dims = len(block) if isinstance(block, list) else len(shape) - 2
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
+            warnings.simplefilter("ignore", maps.DoubtfulSiteWarning)  # the table tells more of it
             insert_dropblock(network, where, block_size=block, keep_prob=keep, dims=dims, rate=kind)
         if caught:
             raise ValueError(caught[0].message)
@@ -75,7 +76,7 @@ def summary(
             raise ValueError(f"{error}; here --where GLOB names the modules that it is to follow") from None
     if progress is not None:
         KeepProbSchedule(network, STEPS, curve=curve, start_step=round(progress * STEPS))
-    table = str(dropblock_summary(network, shape))
+    table = dropblock_summary(network, shape)
     console = new_console()
     console.print(Text(model, style="bold"))
-    console.print(Text(table), soft_wrap=True)
+    console.print(Text(table.text(console.width)), soft_wrap=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from . import checks, sites
+from .hints import Layers, warn
 from .modules import DropBlock2d, DropBlock3d, DropBlockNd
 
 # classes are known by their names, so that neither package is imported, or has to be there
@@ -83,16 +83,12 @@ def convert_dropblock(model: nn.Module) -> dict[str, nn.Module]:
             "converted:\n" + "\n".join(refused)
         )
     if not converted:
-        warnings.warn(
-            f"{type(model).__name__} has no DropBlock layer of torchvision or timm: nothing was converted",
-            UserWarning,
-            stacklevel=2,
-        )
+        warn(f"{type(model).__name__} has no DropBlock layer of torchvision or timm: nothing was converted")
     for parent in model.modules() if converted else ():
         for key, child in parent._modules.items():
             if child in ours:
                 parent._modules[key] = ours[child]
-    return converted
+    return Layers(converted)
 
 
 def _kind(module: nn.Module) -> type | None:

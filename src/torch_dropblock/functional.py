@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NoReturn
+from inspect import unwrap
 
 import torch
 import torch.fx
@@ -15,13 +15,15 @@ from . import backends, checks, compiled
 from .autograd import ApplyBlocks, Scale, transformed
 from .checks import Rate
 from .drawing import Blocks
+from .hints import hinted
 from .rng import draw_rng_number, draw_rng_seed
 
 
+@hinted(checks.SWAPPED.format(call="drop_block1d(input, 5, keep_prob=0.9)"))
 def drop_block1d(
     input: Tensor,
     block_size: int | Sequence[int],
-    *_misplaced: NoReturn,
+    *,
     keep_prob: float | Tensor = 0.9,
     rate: Rate = "exact",
     share_channels: bool = False,
@@ -35,14 +37,14 @@ def drop_block1d(
         >>> drop_block1d(torch.ones(4, 8, 100), 5, keep_prob=0.9).shape
         torch.Size([4, 8, 100])
     """
-    checks.nothing_misplaced("drop_block1d", _misplaced)
     return _drop_block(1, input, block_size, keep_prob, rate, share_channels, training, inplace, generator)
 
 
+@hinted(checks.SWAPPED.format(call="drop_block2d(input, 7, keep_prob=0.9)"))
 def drop_block2d(
     input: Tensor,
     block_size: int | Sequence[int],
-    *_misplaced: NoReturn,
+    *,
     keep_prob: float | Tensor = 0.9,
     rate: Rate = "exact",
     share_channels: bool = False,
@@ -87,14 +89,14 @@ def drop_block2d(
         >>> round((y == 0).float().mean().item(), 2), round(y.mean().item(), 4)
         (0.1, 1.0)
     """
-    checks.nothing_misplaced("drop_block2d", _misplaced)
     return _drop_block(2, input, block_size, keep_prob, rate, share_channels, training, inplace, generator)
 
 
+@hinted(checks.SWAPPED.format(call="drop_block3d(input, (3, 5, 5), keep_prob=0.9)"))
 def drop_block3d(
     input: Tensor,
     block_size: int | Sequence[int],
-    *_misplaced: NoReturn,
+    *,
     keep_prob: float | Tensor = 0.9,
     rate: Rate = "exact",
     share_channels: bool = False,
@@ -108,11 +110,11 @@ def drop_block3d(
         >>> drop_block3d(torch.ones(2, 4, 8, 16, 16), (3, 5, 5), keep_prob=0.9).shape
         torch.Size([2, 4, 8, 16, 16])
     """
-    checks.nothing_misplaced("drop_block3d", _misplaced)
     return _drop_block(3, input, block_size, keep_prob, rate, share_channels, training, inplace, generator)
 
 
-DROP_BLOCK = {1: drop_block1d, 2: drop_block2d, 3: drop_block3d}
+# for the layers, whose calls fit
+DROP_BLOCK = {1: unwrap(drop_block1d), 2: unwrap(drop_block2d), 3: unwrap(drop_block3d)}
 
 
 def _drop_block(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from . import checks, notices, sites
+from . import checks, maps, notices, sites
 from .checks import Rate
+from .hints import Layers, hinted, warn
 from .modules import DropBlock1d, DropBlock2d, DropBlock3d, DropBlockNd
 
 LAYERS: dict[int, type[DropBlockNd]] = {1: DropBlock1d, 2: DropBlock2d, 3: DropBlock3d}
@@ -18,6 +18,10 @@ LAYERS: dict[int, type[DropBlockNd]] = {1: DropBlock1d, 2: DropBlock2d, 3: DropB
 Where = str | Iterable[str] | Callable[[str, nn.Module], bool]
 
 
+@hinted(
+    'all but the model and the place are keywords: insert_dropblock(model, "layer4.?", block_size=7, keep_prob=0.9), '
+    "where keep_prob is 1 minus the share dropped, the p of nn.Dropout"
+)
 def insert_dropblock(
     model: nn.Module,
     where: Where,
@@ -60,7 +64,9 @@ def insert_dropblock(
             feature map of `dims` dimensions.
 
     Warns:
-        UserWarning: a pattern, or the function, matches nothing.
+        UserWarning: a pattern, or the function, matches nothing. Or the type of a module says that its output has
+            the channels last or is no feature map, is a map of one unit, or is that of its container, which has a
+            layer too.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
@@ -77,8 +83,10 @@ def insert_dropblock(
 
     layer()  # its checks, where nothing matches too
     layers = {name: layer() for name in _matches(model, where)}
+    for doubt in maps.doubts(model, list(layers)):
+        warn(doubt, maps.DoubtfulSiteWarning)
     sites.attach(model, layers)
-    return dict(layers)
+    return Layers(layers)
 
 
 def remove_dropblock(model: nn.Module) -> int:
@@ -139,11 +147,11 @@ def _matches(model: nn.Module, where: Where) -> list[str]:
     if callable(where):
         found = [name for name, module in named.items() if where(name, module)]
         if not found:
-            warnings.warn("where is True for no module: no DropBlock layer was inserted", UserWarning, stacklevel=3)
+            warn("where is True for no module: no DropBlock layer was inserted")
     elif isinstance(where, str | Iterable):
         patterns = [where] if isinstance(where, str) else list(where)
         if not patterns:
-            warnings.warn("where is empty: no DropBlock layer was inserted", UserWarning, stacklevel=3)
+            warn("where is empty: no DropBlock layer was inserted")
         matched = {name for pattern in patterns for name in _matches_of(pattern, named)}
         found = [name for name in named if name in matched]
     else:
@@ -167,7 +175,7 @@ def _matches_of(pattern: object, named: dict[str, nn.Module]) -> list[str]:
     if not matched:
         close = difflib.get_close_matches(pattern, names, n=3)
         hint = f"; close to it are {', '.join(map(repr, close))}" if close else ""
-        warnings.warn(f"no module is named like {pattern!r}{hint}", UserWarning, stacklevel=4)
+        warn(f"no module is named like {pattern!r}{hint}")
     # a parametrization returns weights; a container is refused if it is all there is
     called = [name for name in matched if sites.has_forward(named[name]) and "parametrizations" not in name.split(".")]
     return called or matched

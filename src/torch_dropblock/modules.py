@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.fx import Proxy
 from . import backends, checks, geometry
 from .checks import Rate
 from .functional import DROP_BLOCK
+from .hints import hinted
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -26,31 +27,27 @@ def call_in_trace(input: Proxy, module: nn.Module, attribute: str = "") -> Any:
 
 class DropBlockNd(nn.Module):
     dims: ClassVar[int]
+    # called with the layer at each training pass in eager mode, for a schedule that has just begun
+    watch: Callable[[DropBlockNd], None] | None = None
     _keep_prob_tensor: Tensor
 
+    @hinted(checks.SWAPPED.format(call="DropBlock2d(7, keep_prob=0.9)"))
     def __init__(
         self,
         block_size: int | Sequence[int],
-        *_misplaced: NoReturn,
+        *,
         keep_prob: float = 0.9,
         rate: Rate = "exact",
         share_channels: bool = False,
         inplace: bool = False,
     ) -> None:
         super().__init__()
-        checks.nothing_misplaced(type(self).__name__, _misplaced)
         sizes = checks.positive_ints("block_size", block_size, self.dims)
         self.block_size: int | tuple[int, ...] = sizes if isinstance(block_size, Sequence) else sizes[0]
         self.keep_prob = keep_prob
         self.rate = checks.rate(rate)
         self.share_channels = checks.flag("share_channels", share_channels)
         self.inplace = checks.flag("inplace", inplace)
-        self._run = [False]  # one list for a layer and its replicas on other devices
-
-    @property
-    def has_run(self) -> bool:
-        """Whether it was ever called in training mode, or compiled."""
-        return self._run[0]
 
     @property
     def keep_prob(self) -> float:
@@ -111,7 +108,6 @@ class DropBlockNd(nn.Module):
 
         A layer that a hook calls is no member of the model, and no `model.cuda()` tells it to move.
         """
-        self._run[0] = True
         there = device if backends.keeps_keep_prob(device) else torch.device("cpu")
         if self._keep_prob_tensor.device != there:
             with unset_fake_temporarily():
@@ -130,8 +126,8 @@ class DropBlockNd(nn.Module):
         """What `forward` does, with `training` and `inplace` in place of the layer's own."""
         if torch.compiler.is_compiling():
             self._keep_prob_at(input.device)
-        elif training:
-            self._run[0] = True
+        elif training and self.watch is not None:
+            self.watch(self)
         return DROP_BLOCK[self.dims](
             input,
             self.block_size,
@@ -214,6 +210,10 @@ class DropBlock(DropBlock2d):
         0.14222222222222222
     """
 
+    @hinted(
+        "DropBlock(7, p=0.9) is the article's layer, whose p is the probability that a unit is kept; "
+        "DropBlock2d(7, keep_prob=0.9) has the other options"
+    )
     def __init__(self, block_size: int | Sequence[int], p: float = 0.5) -> None:
         super().__init__(block_size, keep_prob=checks.probability("p", p), rate="paper")
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from . import checks, sites
 from .checks import Rate
+from .hints import Layers, hinted
 from .modules import DropBlock2d, DropBlockNd
 
 GROUPS = {1, 2, 3, 4}
@@ -21,6 +22,10 @@ BLOCKS = {
 NORMS = ("bn1", "bn2", "bn3")
 
 
+@hinted(
+    "all but the model are keywords: insert_dropblock_resnet(model, keep_prob=0.9, block_size=7), where keep_prob is "
+    "1 minus the share dropped, the p of nn.Dropout"
+)
 def insert_dropblock_resnet(
     model: nn.Module,
     *,
@@ -72,7 +77,7 @@ def insert_dropblock_resnet(
         for place in places(model, groups)
     }
     attach(model, layers)
-    return dict(layers)
+    return Layers(layers)
 
 
 class Place(NamedTuple):

@@ -8,14 +8,15 @@ strengths keep their ratio.
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from . import checks, idle, notices, sites
+from . import checks, notices, sites
+from .hints import hinted, warn
 from .modules import DropBlockNd
+from .watch import Watch
 
 Curve = Callable[[float], float]
 
@@ -80,6 +81,10 @@ class KeepProbSchedule:
         0.95
     """
 
+    @hinted(
+        'KeepProbSchedule(model, total_steps=1000, curve="cosine"): total_steps counts steps of the optimizer, '
+        "epochs * len(loader), and what follows it is given by keyword"
+    )
     def __init__(
         self, model: nn.Module, total_steps: int, *, curve: str | Curve = "linear", start_step: int = 0
     ) -> None:
@@ -94,10 +99,22 @@ class KeepProbSchedule:
         self._seen: dict[str, DropBlockNd] = {}
         self._known_to_be_off: set[str] = set()
         self._said: set[str] = set()
-        self._idle = idle.Idle()
+        self._known_to_be_past_the_end = False
+        self._watch: Watch | None = None
         self.steps = checks.whole_number("start_step", start_step, at_least=0)
         sites.find_some(model)
         self._apply()
+        self._watch_the_layers()
+
+    def __repr__(self) -> str:
+        return (
+            f"KeepProbSchedule({type(self.model).__name__}, total_steps={self.total_steps}, "
+            f"curve={self._curve_name!r}, steps={self.steps}, layers={len(self._seen)})"
+        )
+
+    @property
+    def _curve_name(self) -> str:
+        return str(getattr(self.curve, "__name__", type(self.curve).__name__))
 
     @property
     def progress(self) -> float:
@@ -113,9 +130,9 @@ class KeepProbSchedule:
         """Go on by one step of the optimizer.
 
         Warns:
-            UserWarning: the model is in training mode and some of its layers are not, as where the batch norms that
-                they follow were put into evaluation mode, once for each layer; or optimizers step while no layer ever
-                ran in training, once.
+            UserWarning: once for each layer, the model is in training mode and the layer is not, as where the batch
+                norm that it follows was put into evaluation mode. Once each: more steps were taken than total_steps;
+                the first steps of a training are over, and no layer has run.
         """
         self.steps += 1
         try:
@@ -125,9 +142,26 @@ class KeepProbSchedule:
             raise
         if self.model.training:
             self._warn_of_layers_that_are_off()
-        message = self._idle.step(site.layer for site in self._present[0])
-        if message:
-            warnings.warn(message, UserWarning, stacklevel=2)
+        if self.steps > self.total_steps and not self._known_to_be_past_the_end:
+            self._known_to_be_past_the_end = True
+            warn(
+                f"the schedule has been stepped {self.steps} times, more than its total_steps={self.total_steps}: "
+                "its layers are at full strength, and were so too early if the training is not over. total_steps "
+                "counts steps of the optimizer, epochs * len(loader)"
+            )
+        if self._watch and self._watch.stepped():
+            self._watch_ends()
+
+    def _watch_the_layers(self) -> None:
+        self._watch = Watch(self.model, self.total_steps, is_on_the_way=self.strength < 1.0)
+        for layer in self._seen.values():
+            layer.watch = self._watch
+
+    def _watch_ends(self) -> None:
+        for layer in self._seen.values():
+            if layer.watch is self._watch:
+                layer.watch = None
+        self._watch = None
 
     def _apply(self) -> None:
         present = sites.walk(self.model)  # with the number of modules, which an adapter changes
@@ -158,27 +192,35 @@ class KeepProbSchedule:
         for notice in notices.of(self.model):
             if notice not in self._said:
                 self._said.add(notice)
-                warnings.warn(notice, UserWarning, stacklevel=4)
+                warn(notice)
 
     def _warn_of_layers_that_are_off(self) -> None:
         off = {id(site.layer) for site in self._present[0] if not site.training}
         names = [name for name, layer in self._seen.items() if id(layer) in off] if off else []
         if not self._known_to_be_off.issuperset(names):
-            warnings.warn(
+            warn(
                 f"the model is in training mode, but {len(names)} of its {len(self._seen)} DropBlock layers are not "
                 f"and drop nothing: {', '.join(names)}. An inserted layer drops while the module that it follows is in "
-                "training mode, or from its own train() to its own eval()",
-                UserWarning,
-                stacklevel=3,
+                "training mode, or from its own train() to its own eval()"
             )
         self._known_to_be_off.update(names)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs: the steps taken, and each layer's own keep_prob by name."""
+        """What `load_state_dict` needs: the steps taken, and each layer's own keep_prob by name.
+
+        Warns:
+            UserWarning: once, the parameters of the model have changed many times and the schedule was never stepped.
+                In eager mode the training itself warns.
+        """
+        if self._watch:
+            self._watch.warn_if_not_stepped()
+        return self._state()
+
+    def _state(self) -> dict[str, Any]:
         return {
             "steps": self.steps,
             "total_steps": self.total_steps,
-            "curve": getattr(self.curve, "__name__", type(self.curve).__name__),
+            "curve": self._curve_name,
             "keep_prob": {name: site.layer.target_keep_prob for name, site in sites.find(self.model).items()},
         }
 
@@ -197,22 +239,21 @@ class KeepProbSchedule:
             UserWarning: it is the state of a schedule with other total steps, another curve or other keep_prob.
         """
         steps, total_steps, curve, saved = _read(state_dict)
-        found, mine = sites.find(self.model), self.state_dict()
+        found, mine = sites.find(self.model), self._state()
         targets = _renamed(saved, list(found))
         strength = _strength(self.curve, steps / total_steps)
         for name, value in (("total_steps", total_steps), ("curve", curve), ("keep_prob", targets)):
             if mine[name] != value:
                 goes_on = "its own" if name == "curve" else "that of the state"
-                warnings.warn(
+                warn(
                     f"the schedule was built with {name}={mine[name]!r}, the state with {value!r}; it goes on with "
-                    f"{goes_on}",
-                    UserWarning,
-                    stacklevel=2,
+                    f"{goes_on}"
                 )
         for site_name, site in found.items():
             site.layer.keep_prob = targets[site_name]
             site.layer.set_strength(strength)
         self.steps, self.total_steps = steps, total_steps
+        self._watch_the_layers()
 
 
 def _strength(curve: Curve, progress: float) -> float:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import html
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from . import checks, geometry, modes, notices, sites
+from . import checks, geometry, maps, modes, notices, sites, summary_table
 from .geometry import Size
+from .hints import hinted
 
-COLUMNS = ("after module", "map", "block", "keep_prob", "target", "γ", "drops", "mode", "ran")
+COLUMNS = ("after module", "map", "block", "keep_prob", "target", "γ", "drops", "mode", "ran", "check")
+WORDS = {"after module", "mode", "ran", "check"}
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,8 @@ class Row:
     """A layer of a model at one size of its feature map, in a forward pass.
 
     `size` and `block`, which is clamped to it, are None if the layer did not run; so are `gamma` and `share_dropped`,
-    which hold in training for the present `keep_prob`.
+    which hold in training for the present `keep_prob`. `channels_last` says that the module returns (N, ..., C), or
+    what looks like it; `same_map_as` names a module whose layer drops from the same map.
     """
 
     name: str
@@ -32,23 +39,37 @@ class Row:
     gamma: float | None
     share_dropped: float | None
     training: bool
+    channels_last: bool = False
+    same_map_as: str | None = None
 
     @classmethod
-    def of(cls, name: str, site: sites.Site, size: Size | None, training: bool) -> Row:
+    def of(cls, name: str, site: sites.Site, size: Size | None, recorder: _Recorder) -> Row:
         layer = site.layer
         present = (layer.keep_prob, layer.target_keep_prob)
         if size is None:
-            return cls(name, None, None, False, *present, None, None, training)
+            return cls(name, None, None, False, *present, None, None, recorder.training)
         wanted = checks.positive_ints("block_size", layer.block_size, layer.dims)
         block = geometry.clamp(size, wanted)
         gamma = geometry.seed_probability(size, block, layer.keep_prob, layer.rate)
         dropped = 1.0 - geometry.expected_keep_rate(size, block, gamma)
-        return cls(name, size, block, block != wanted, *present, gamma, dropped, training)
+        probe = recorder.probe
+        doubts = (probe.channels_last, probe.same_map_as)
+        return cls(name, size, block, block != wanted, *present, gamma, dropped, recorder.training, *doubts)
 
     @property
     def drops(self) -> bool:
         """Whether the next forward pass drops something here."""
         return self.size is not None and self.training and self.keep_prob < 1.0
+
+    @property
+    def is_one_unit(self) -> bool:
+        """Whether its map has nothing spatial: what is dropped is whole channels."""
+        return self.size is not None and set(self.size) == {1}
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether a layer here does not do what DropBlock is for."""
+        return self.channels_last or self.is_one_unit or self.same_map_as is not None
 
     def cells(self) -> tuple[str, ...]:
         size, block = ("×".join(map(str, axes)) if axes else "-" for axes in (self.size, self.block))
@@ -64,6 +85,7 @@ class Row:
             share,
             "train" if self.training else "eval",
             "no" if self.size is None else "yes",
+            ", ".join(["last"] * self.channels_last + ["1"] * self.is_one_unit + ["twice"] * bool(self.same_map_as)),
         )
 
 
@@ -79,18 +101,18 @@ class Summary:
         object.__setattr__(self, "notes", (*_notes(self.rows), *self.notices))
 
     def __str__(self) -> str:
-        lines = [COLUMNS, *(row.cells() for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        words = [0, len(COLUMNS) - 2, len(COLUMNS) - 1]  # the columns that are no numbers
-        table = [
-            "  ".join(
-                cell.ljust(width) if i in words else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-        return "\n".join([table[0], rule, *table[1:], "", *self.notes])
+        return self.text(summary_table.WIDTH)
+
+    def text(self, width: int) -> str:
+        """The table for a terminal of that many columns, without columns that would say nothing."""
+        columns = list(zip(COLUMNS, *(row.cells() for row in self.rows), strict=True))
+        silent = {
+            "target": all(row.target_keep_prob == row.keep_prob for row in self.rows),
+            "ran": all(row.size is not None for row in self.rows),
+            "check": not any(row.is_doubtful for row in self.rows),
+        }
+        header, *rows = zip(*(column for column in columns if not silent.get(column[0])), strict=True)
+        return summary_table.text(header, rows, self.notes, width, WORDS)
 
     def _repr_html_(self) -> str:
         def line(tag: str, cells: Sequence[str]) -> str:
@@ -101,6 +123,7 @@ class Summary:
         return f"<table><thead>{line('th', COLUMNS)}</thead><tbody>{body}</tbody></table>{notes}"
 
 
+@hinted("the shape of an input comes second, batch first: dropblock_summary(model, (1, 3, 224, 224))")
 def dropblock_summary(
     model: nn.Module, input_size: Sequence[int] | Sequence[Sequence[int]] | Tensor | Sequence[Tensor]
 ) -> Summary:
@@ -119,7 +142,8 @@ def dropblock_summary(
         A table to print; a notebook shows it as HTML. A row for each layer and each size of its feature map: the
         module that the layer acts after, or itself; its map; its block, with * where it is clamped to the map; its
         `keep_prob` now, and the target of a schedule; γ and the expected share dropped at the present keep_prob; its
-        mode; and whether it ran.
+        mode; whether it ran; and what speaks against a layer there: channels that come last, a map of one unit, a map
+        from which another layer drops. As text, equal rows are one, and columns that say nothing are left out.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of its range, the model has no DropBlock
@@ -130,21 +154,25 @@ def dropblock_summary(
         >>> from torch_dropblock import DropBlock2d
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), DropBlock2d(7, keep_prob=0.9), nn.ReLU())
         >>> print(dropblock_summary(model, (1, 3, 30, 30)))
-        after module    map  block  keep_prob  target         γ  drops  mode   ran
-        ──────────────────────────────────────────────────────────────────────────
-        1             28×28    7×7        0.9     0.9  0.003534  10.0%  train  yes
+        after module    map  block  keep_prob         γ  drops  mode
+        ─────────────────────────────────────────────────────────────
+        1             28×28    7×7        0.9  0.003534  10.0%  train
         <BLANKLINE>
         The layer drops.
     """
     found = sites.find_some(model)
     inputs = _inputs(model, input_size)
-    recorders = {name: _Recorder(site) for name, site in found.items()}
+    if any(map(is_lazy, itertools.chain(model.parameters(), model.buffers()))):
+        model = copy.deepcopy(model)  # which takes the shapes of this input, as the model itself should not
+        found = sites.find(model)
+    seen: dict[int, maps.Seen] = {}
+    recorders = {name: _Recorder(site, maps.Probe(name, site.layer.dims, seen, inputs)) for name, site in found.items()}
     hold = modes.Hold((module, False) for module in sites.all_modules(model))
     try:
         try:
             hold.take()
             for recorder in recorders.values():
-                recorder.module.register_forward_hook(recorder)
+                recorder.module.register_forward_hook(recorder, with_kwargs=True)
             _run(model, inputs)
         finally:
             _undo(recorders, hold)
@@ -178,20 +206,19 @@ def _inputs(model: nn.Module, input_size: object) -> list[Tensor]:
 
 
 class _Recorder:
-    """A forward hook that keeps the sizes of the maps of a layer, which gives its own or whose hook runs before."""
+    """A forward hook that probes the map of a layer, which gives its own or whose hook runs before."""
 
-    def __init__(self, site: sites.Site) -> None:
+    def __init__(self, site: sites.Site, probe: maps.Probe) -> None:
         self.module = site.module
         self.training = site.training
-        self.sizes: list[Size] = []
-        self._dims = site.layer.dims
+        self.probe = probe
 
-    def __call__(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        self.sizes.append(tuple(output.shape[-self._dims :]))
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        self.probe(module, args, kwargs, output)
         self.training = self.training and not output.is_quantized  # which cannot be trained, in any mode
 
     def rows(self, name: str, site: sites.Site) -> list[Row]:
-        return [Row.of(name, site, size, self.training) for size in dict.fromkeys(self.sizes) or [None]]
+        return [Row.of(name, site, size, self) for size in dict.fromkeys(self.probe.sizes) or [None]]
 
 
 def _run(model: nn.Module, inputs: list[Tensor]) -> None:
@@ -214,15 +241,33 @@ def _run(model: nn.Module, inputs: list[Tensor]) -> None:
 
 def _notes(rows: Sequence[Row]) -> Iterator[str]:
     names, dropping = {row.name for row in rows}, {row.name for row in rows if row.drops}
+    doubtful = {row.name for row in rows if row.is_doubtful}
     if len(names) == 1:
-        yield "The layer drops." if dropping else "The layer drops nothing now."
+        told = "The layer drops" if dropping else "The layer drops nothing now"
+        yield told + ("; look at the column check." if doubtful else ".")
     else:
-        yield f"{len(dropping)} of {len(names)} layers drop."
+        told = f"{len(dropping)} of {len(names)} layers drop"
+        yield told + (f"; for {len(doubtful)} of them look at the column check." if doubtful else ".")
     if any(row.training and row.keep_prob == 1.0 > row.target_keep_prob for row in rows):
         yield "keep_prob is 1 where a schedule has not begun."
     if not all(row.training for row in rows):
-        yield "mode: a layer drops in train alone; an inserted one is in train while the module that it follows is."
+        yield "mode: layers drop only in training mode; an inserted layer has the mode of its module."
     if any(row.size is None for row in rows):
         yield "ran: evaluation does not call that module; if training does not either, its layer does nothing."
     if any(row.is_clamped for row in rows):
         yield "*: the block is clamped to the map, where it is larger."
+    yield from _doubts(rows)
+
+
+def _doubts(rows: Sequence[Row]) -> Iterator[str]:
+    last = next((row for row in rows if row.channels_last), None)
+    if last:
+        yield (
+            f"last: the channels come last, as in {last.name}, or look like it: the layer takes them for a side of "
+            "the map. Name modules that return (N, C, ...)."
+        )
+    if any(row.is_one_unit for row in rows):
+        yield "1: the map has one unit, so the layer drops whole channels, as Dropout would."
+    twice = next((row for row in rows if row.same_map_as is not None), None)
+    if twice:
+        yield f"twice: two layers drop from one map, as those of {twice.same_map_as} and {twice.name} do. Keep one."

@@ -1,0 +1,69 @@
+"""Help for a misuse: a hint in the error of a wrong call, and warnings at the line of the user's own code."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+from torch import nn
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# packages whose frames stand between a warning and the line that a user can change
+_BETWEEN = {"torch_dropblock", "contextlib", "torch", "lightning", "lightning_fabric", "pytorch_lightning"}
+
+
+def hinted(hint: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Add a hint to the error of a call whose arguments do not fit the signature.
+
+    The signature stays what it is, for `help()`, editors and type checkers; an error from inside the function too.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        owner = function.__qualname__.rpartition(".")[0]
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return function(*args, **kwargs)
+            except TypeError as error:
+                if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                    raise  # the function itself ran
+                message = str(error)
+                if owner and args:  # Python names the class that has the method, not the one that was called
+                    message = message.replace(owner, type(args[0]).__qualname__, 1)
+                raise TypeError(f"{message}; {hint}") from None
+
+        # torch.jit.script compiles, and names in its errors, the function that these attributes lead to
+        vars(call).update(__script_if_tracing_wrapper=True, __original_fn=function)
+        return call
+
+    return decorate
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the innermost line that is the user's own."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+class Layers(dict[str, nn.Module]):
+    """The layers that a function put into a model, by name; used as the model, they raise an error that says so."""
+
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
+        raise TypeError(f"'dict' object is not callable; {_NOT_THE_MODEL}")
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"'dict' object has no attribute {name!r}; {_NOT_THE_MODEL}")
+
+
+_NOT_THE_MODEL = (
+    "the function changed the model in place and returned its layers by name: "
+    "write `layers = ...` where `model = ...` was written, and use the model"
+)

@@ -1,0 +1,149 @@
+"""What the type of a module, and the tensors that pass it, tell of its feature map.
+
+A layer takes the axes after the channels for its map. `doubts` names the modules of an insertion whose type says that
+this is wrong or useless; `Probe` finds out the same of any module, in a forward pass in evaluation mode.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules import activation, batchnorm, conv, dropout, instancenorm, normalization, pooling
+from torch.utils._pytree import tree_leaves
+
+from . import sites
+
+# by their forward, since LayerNorm2d of torchvision and of timm is a LayerNorm with another
+NO_MAP = {
+    kind.forward
+    for kind in (
+        *(nn.Linear, nn.Bilinear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag, nn.Flatten),
+        *(nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.RNN, nn.LSTM, nn.GRU),
+    )
+}
+WITH_A_MAP = (
+    *(conv._ConvNd, batchnorm._BatchNorm, instancenorm._InstanceNorm, nn.GroupNorm),
+    *(pooling._MaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveAvgPoolNd, pooling._AdaptiveMaxPoolNd),
+)
+GLOBAL_POOLINGS = (pooling._AdaptiveAvgPoolNd, pooling._AdaptiveMaxPoolNd)
+# modules whose output is their input, unit for unit
+UNIT_FOR_UNIT = {part.__name__ for part in (activation, batchnorm, dropout, instancenorm, normalization)}
+ALSO_UNIT_FOR_UNIT = {"Identity", "DropPath", "StochasticDepth"}
+
+
+class DoubtfulSiteWarning(UserWarning):
+    """A layer acts where it cannot do what it is for."""
+
+
+def has_no_map(module: nn.Module) -> bool:
+    """Whether the type says that a module returns (N, ..., C), or no feature map."""
+    return type(module).forward in NO_MAP
+
+
+def doubts(model: nn.Module, names: Sequence[str]) -> Iterator[str]:
+    """What the types of modules say against layers that are to follow them, in sentences that name them."""
+    modules = {name: model.get_submodule(name) for name in names}
+    last = [name for name, module in modules.items() if has_no_map(module)]
+    if last:
+        yield (
+            "these modules return no feature map, or one with the channels last, which a DropBlock layer takes for a "
+            f"side of the map: {_named(last, modules)}; name modules that return (N, C, ...)"
+        )
+    points = [name for name, module in modules.items() if _pools_to_a_point(module)]
+    if points:
+        yield (
+            "these modules return maps of one unit, of which a DropBlock layer drops whole channels: "
+            f"{_named(points, modules)}"
+        )
+    for name, module in model.named_modules():
+        chain = [name, *(f"{name}.{tail}".strip(".") for tail in _tails(module))]
+        there = [part for part in chain if part in modules or sites.hooks_of(model.get_submodule(part))]
+        if name in there and len(there) > 1 and not modules.keys().isdisjoint(there):
+            yield (
+                f"the container {name!r} and its last member {there[1]!r} return the same feature map, from which both "
+                "layers drop; name one of them"
+            )
+
+
+def _named(names: Sequence[str], modules: Mapping[str, nn.Module], shown: int = 6) -> str:
+    more = f" and {len(names) - shown} others" if len(names) > shown else ""
+    return ", ".join(f"{name!r} ({type(modules[name]).__name__})" for name in names[:shown]) + more
+
+
+def _pools_to_a_point(module: nn.Module) -> bool:
+    if not isinstance(module, GLOBAL_POOLINGS):
+        return False
+    size = module.output_size
+    return set(size if isinstance(size, Sequence) else (size,)) == {1}
+
+
+def _tails(module: nn.Module) -> Iterator[str]:
+    """The names of the last member of a `Sequential`, and of its last member, and so on."""
+    name = ""
+    while type(module).forward is nn.Sequential.forward and module._modules:
+        last, module = list(module.named_children())[-1]
+        name = f"{name}.{last}".strip(".")
+        yield name
+
+
+class Seen:
+    """A tensor on which a layer acts; it is another map once an operation in place has written into it."""
+
+    def __init__(self, probe: Probe, tensor: Tensor) -> None:
+        self.probe, self.reference, self.version = probe, weakref.ref(tensor), tensor._version
+
+    def is_now(self, tensor: Tensor, writes: int) -> bool:
+        return self.reference() is tensor and tensor._version <= self.version + writes
+
+
+class Probe:
+    """A forward hook's record of one layer's place: sizes of its map, and what they and the tensors tell.
+
+    Args:
+        seen: the tensors of all places so far, by id, which the probes of a forward pass share.
+        inputs: those of the model.
+    """
+
+    def __init__(self, name: str, dims: int, seen: dict[int, Seen], inputs: Sequence[Tensor]) -> None:
+        self.name, self.dims, self.seen = name, dims, seen
+        self.image = next((tuple(x.shape[-dims:]) for x in inputs if x.dim() == dims + 2), None)
+        self.sizes: list[tuple[int, ...]] = []
+        self.channels_last = False
+        self.same_map_as: str | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        self.sizes.append(tuple(output.shape[-self.dims :]))
+        shape = tuple(output.shape[-self.dims - 1 :])
+        self.channels_last |= has_no_map(module) or (not isinstance(module, WITH_A_MAP) and self._looks_turned(shape))
+        if output.is_inference():
+            return  # it counts no writes
+        taken = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)] if _is_unit_for_unit(module) else []
+        writes = int(getattr(module, "inplace", False))  # of the module itself
+        for tensor in (output, *taken):
+            known = self.seen.get(id(tensor))
+            if known and known.is_now(tensor, writes) and known.probe is not self:
+                self.same_map_as = known.probe.name
+                self.channels_last |= known.probe.channels_last
+        self.seen[id(output)] = Seen(self, output)
+
+    def _looks_turned(self, shape: tuple[int, ...]) -> bool:
+        """Whether the axes before the last have the proportions of the input, and the last ones are far from them."""
+        if self.image is None or self.dims == 1:
+            return False
+        turned, straight = _off(shape[:-1], self.image), _off(shape[1:], self.image)
+        return turned <= math.log(1.5) and straight >= turned + math.log(2.0)
+
+
+def _is_unit_for_unit(module: nn.Module) -> bool:
+    kinds = type(module).__mro__
+    return any(kind.__module__ in UNIT_FOR_UNIT or kind.__name__ in ALSO_UNIT_FOR_UNIT for kind in kinds)
+
+
+def _off(size: Sequence[int], image: Sequence[int]) -> float:
+    """How far the proportions of a map are from those of the image: 0 where they are the same."""
+    logarithms = [math.log(side / whole) for side, whole in zip(size, image, strict=True) if side]
+    return max(logarithms, default=0.0) - min(logarithms, default=0.0)
