@@ -200,7 +200,8 @@ def test_a_copy_elsewhere_is_no_substitute():
 
 def test_a_member_is_no_substitute_for_its_container():
     model = nn.Sequential(nn.Sequential(network()))
-    insert_dropblock(model, ["0", "0.0"])
+    with pytest.warns(UserWarning, match="same feature map"):
+        insert_dropblock(model, ["0", "0.0"])
     model[0] = nn.Sequential(copy.deepcopy(model[0][0]))
     assert sites.lost(model) == ["0"]
 

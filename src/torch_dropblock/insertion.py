@@ -114,7 +114,7 @@ def remove_dropblock(model: nn.Module) -> int:
     sites.refuse_wrapped(model, "remove layers")
     lost = sites.lost(model)
     for notice in notices.of(model):
-        warnings.warn(notice, UserWarning, stacklevel=2)
+        warn(notice)
     removed = 0
     for name, module in list(model.named_modules()):
         for hook in sites.hooks_of(module):
