@@ -166,13 +166,16 @@ def hostile(secret, trap):
 HARMLESS = {"null", "true", "negative", "fraction", "large"}  # some control has it, or `Settings` says what is wrong
 
 
+def usual_value(type, props, **_):
+    """What a page sends for a control; of the map a small one, which is soon drawn."""
+    return "0" * 32 if type == "textbox" else 2 if props.get("label") == "Map size" else props.get("value")
+
+
 def attack(ask, config, secret, trap):
     """Try every value in every argument of every function; the status and the answer for each."""
     components = {component["id"]: component for component in config["components"]}
     for function in config["dependencies"]:
-        controls = [components[at]["props"] for at in function["inputs"]]
-        # a small map is soon drawn
-        usual = [json.dumps(2 if control.get("label") == "Map size" else control.get("value")) for control in controls]
+        usual = [json.dumps(usual_value(**components[at])) for at in function["inputs"]]
         for at, component in enumerate(function["inputs"]):
             for kind, value in hostile(secret, trap).items():
                 data = ",".join([*usual[:at], value, *usual[at + 1 :]])
