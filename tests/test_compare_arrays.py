@@ -117,3 +117,15 @@ def test_a_download_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(arrays.datasets.FashionMNIST, "download", lambda self: None)
     fashion_mnist(tmp_path)
     assert len(data.load(Settings(data="fashion-mnist"), tmp_path, download=True).train) == 30
+
+
+@pytest.mark.parametrize(("shape", "padding"), [((1, 8, 8), 1), ((3, 32, 32), 4), ((1, 28, 28), 3), ((3, 4, 6), 2)])
+def test_a_shift_is_torchvisions_crop(shape, padding):
+    image = torch.randint(1, 256, shape, dtype=torch.uint8)
+    crop, shift = v2.RandomCrop(shape[1:], padding=padding), arrays.RandomShift(padding)
+    for seed in range(30):
+        torch.manual_seed(seed)
+        expected, following = crop(image), torch.rand(1)
+        torch.manual_seed(seed)
+        assert torch.equal(shift(image), expected)
+        assert torch.equal(torch.rand(1), following)

@@ -11,7 +11,7 @@ from rich.table import Column
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from .compare.records import Result
+    from .compare.result_lines import Result
     from .compare.rows import Row
 
 # of the numbers to the right of the progress bar, and of the least bar

@@ -38,11 +38,26 @@ def arrays(name: str, data_dir: Path, download: bool) -> tuple[Source, list[int]
         side=side,
         mean=tuple(pixels.mean((0, 2, 3)).tolist()),
         std=tuple(pixels.std((0, 2, 3)).tolist()),
-        place=(v2.RandomCrop(side, padding=side // 8), *flip),
+        place=(RandomShift(side // 8), *flip),
         place_val=(),
         policy=policy,
     )
     return source, labels.tolist()
+
+
+class RandomShift:
+    """`v2.RandomCrop` of the image's own size with padding: the same images, in a quarter of its time per image."""
+
+    def __init__(self, padding: int) -> None:
+        self.padding = padding
+
+    def __call__(self, image: Tensor) -> Tensor:
+        channels, height, width = image.shape
+        padding = self.padding
+        top, left = torch.randint(0, 2 * padding + 1, (2,)).tolist()
+        padded = image.new_zeros((channels, height + 2 * padding, width + 2 * padding))
+        padded[:, padding : padding + height, padding : padding + width] = image
+        return padded[:, top : top + height, left : left + width]
 
 
 Part = tuple[Tensor, Tensor]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 from torchvision.transforms import v2
 
 from .folder_parts import Parts, parts_of
@@ -20,6 +21,7 @@ def folder(path: Path, side: int) -> tuple[Source, list[int]]:
     if not path.is_dir():
         raise ValueError(f"there is no folder {path} of images")
     where, reader = parts_of(path), Reader()
+    parts: tuple[Dataset[Any], Dataset[Any]]
     whole = reader.read(where.train)
     if where.val:
         val = reader.read(where.val)

@@ -23,7 +23,8 @@ from ..bench import machine
 from .checkpoints import WholeCheckpoints, check
 from .image_file import UnreadableImageError, unreadable
 from .processes import Children, Machine, is_first_process, leave_group, without_signals
-from .records import Records, Result
+from .records import Records
+from .result_lines import Result
 from .rows import Row
 from .settings import Settings
 from .source import Source
