@@ -57,12 +57,11 @@ def _missing_in_traces(model: nn.Module) -> Iterator[str]:
         if isinstance(trace, fx.GraphModule):
             present = dict(_inserted(trace))
             wanted = {name for name, inserted in present.items() for name in _together(name, *inserted)}
-            missing = sorted(wanted - present.keys())
+            missing = [name or "the whole" for name in sorted(wanted - present.keys())]
             if missing:
-                names = ", ".join(name or "the whole" for name in missing)
                 yield (
                     f"{len(missing)} of {len(wanted)} DropBlock layers that were inserted together are missing in a "
-                    f"trace of torch.fx: {names}. Conversions such as prepare_qat_fx fuse the modules "
+                    f"trace of torch.fx: {', '.join(missing)}. Conversions such as prepare_qat_fx fuse the modules "
                     "that they followed: insert after converting"
                 )
 
