@@ -13,7 +13,7 @@ import torch_dropblock
 SOURCE = Path(torch_dropblock.__file__).parent
 # each line may import from the lines above it
 LAYERS = [
-    {"checks", "hints", "rng", "summary_table", "integrations.__init__"},
+    {"checks", "coverage", "hints", "rng", "summary_table", "tracing", "integrations.__init__"},
     {"geometry"},
     {"reference", "drawing"},
     {"sparse"},

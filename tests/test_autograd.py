@@ -3,7 +3,8 @@
 import pytest
 import torch
 from torch.autograd import forward_ad, functional
-from torch.func import grad, jacfwd, jacrev, jvp, vmap
+from torch.func import functionalize, grad, jacfwd, jacrev, jvp, vmap
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
 from torch_dropblock import drop_block1d, drop_block2d, drop_block3d, use_backend
@@ -16,10 +17,10 @@ def drop(x, **options):
     return drop_block2d(x, 3, keep_prob=0.7, **options)
 
 
-def same_mask(drop_block, **options):
+def same_mask(drop_block):
     """A layer that draws the same seeds at every call, so that it is a function."""
 
-    def function(x):
+    def function(x, **options):
         generator = torch.Generator().manual_seed(5)
         return drop_block(x, keep_prob=0.7, generator=generator, **options)
 
@@ -256,3 +257,81 @@ def test_vectorised_jacobian_and_hessian():
     ):
         assert torch.allclose(derivative(function, x, vectorize=True), derivative(function, x))
     assert torch.autograd.gradcheck(layer, (x.requires_grad_(),), check_batched_grad=True)
+
+
+# --- tensors without memory, and tensors whose memory holds something else ---------------------------------------
+
+
+def zeros(like):
+    """What PyTorch makes for a gradient that it knows to be zero: there is no memory behind it."""
+    return torch._efficientzerotensor(like.shape, dtype=like.dtype)
+
+
+BACKENDS = ["auto", "sparse", "reference"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gradient_without_memory(backend, dtype):
+    x = torch.randn(2, 3, 8, 8, dtype=dtype, requires_grad=True)
+    with use_backend(backend):
+        y = drop(x)
+        assert not drop(zeros(x)).any()
+    (nothing,) = torch.autograd.grad(y, x, zeros(y), retain_graph=True)
+    assert not nothing.any()
+    (ones,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert torch.equal(ones == 0, y == 0), "the scale is still counted"
+
+
+def test_public_code_that_makes_gradients_without_memory():
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    torch.sgn(drop(x)).sum().backward()
+    assert not x.grad.any()
+    layer, target = same_mask(lambda x, **options: drop_block2d(x, 3, **options)), torch.zeros(2, 3, 8, 8)
+    loss = torch.nn.functional.l1_loss(layer(x * x), target)
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    (penalty,) = torch.autograd.grad(gradient.square().sum(), x)
+    scale = layer(torch.ones_like(x)) / x.numel()
+    torch.testing.assert_close(penalty, 8 * x.detach() * scale**2)
+    _, product = functional.hvp(lambda x: torch.nn.functional.l1_loss(layer(x), target), x.detach(), torch.ones_like(x))
+    assert not product.any()
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_negative_views(backend, inplace):
+    """As `x.conj().imag` gives: the memory holds the opposite of the values."""
+    x, layer = torch.randn(2, 3, 8, 8), same_mask(lambda x, **options: drop_block2d(x, 3, **options))
+    with use_backend(backend):
+        expected = layer(x)
+        view = (-x)._neg_view()
+        assert view.is_neg()
+        assert torch.equal(layer(view, inplace=inplace), expected)
+        if inplace:
+            assert torch.equal(view, expected)
+        leaf = torch.randn(2, 3, 8, 8, requires_grad=True)
+        y = layer(leaf)
+    (gradient,) = torch.autograd.grad(y, leaf, (-x)._neg_view())
+    assert torch.equal(gradient, expected)
+
+
+def test_a_sparse_gradient():
+    x, index = torch.randn(2, 3, 8, 8, requires_grad=True), torch.zeros(2, 3, 8, 1, dtype=torch.int64)
+    y = drop(x)
+    (expected,) = torch.autograd.grad(y.gather(3, index).sum(), x, retain_graph=True)
+    (gradient,) = torch.autograd.grad(y.gather(3, index, sparse_grad=True).sum(), x)
+    assert torch.equal(gradient, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_that_wrap_other_tensors(backend):
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    with use_backend(backend):
+        y = drop(x)
+    grad = torch.randn(2, 3, 8, 8)
+    (expected,) = torch.autograd.grad(y, x, grad, retain_graph=True)
+    (both,) = torch.autograd.grad(y, x, TwoTensor(grad, 2 * grad), retain_graph=True)
+    assert torch.equal(both.a, expected)
+    assert torch.equal(both.b, 2 * expected)
+    function = functionalize(lambda grad: torch.autograd.grad(y, x, grad, retain_graph=True)[0])
+    assert torch.equal(function(grad), expected)

@@ -48,12 +48,32 @@ def test_positive_ints(value, dims, result):
         (torch.tensor(7), 2, TypeError),
         (torch.tensor(True), 2, TypeError),
         (np.array([3, 3]), 2, TypeError),
+        (-(10**400), 2, ValueError),
     ],
 )
 def test_bad_block_size(value, dims, error):
     with pytest.raises(error, match="^block_size must be a positive int.*got ") as caught:
         checks.positive_ints("block_size", value, dims)
     assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [2**63, 10**400, (3, 10**400)])
+def test_a_size_that_pytorch_cannot_hold(value):
+    with pytest.raises(ValueError, match=r"^block_size must be below 2\*\*63, got "):
+        checks.positive_ints("block_size", value, 2)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_number_too_long_for_a_message(sign):
+    """Python writes out no int of more than 4,300 digits."""
+    number = sign * 10**5000
+    for check in (
+        lambda: checks.probability("name", number),
+        lambda: checks.positive_ints("name", [number], 1),
+        lambda: checks.whole_number("name", -abs(number), at_least=0),
+    ):
+        with pytest.raises(ValueError, match=r"^name must be .*too long to be written out"):
+            check()
 
 
 def test_a_float_block_size_gets_the_hint_that_torchvision_has_the_order_swapped():
@@ -65,7 +85,17 @@ def test_a_float_block_size_gets_the_hint_that_torchvision_has_the_order_swapped
 
 
 @pytest.mark.parametrize(
-    "value", [0, 1, 0.5, np.float32(0.5), fractions.Fraction(1, 2), torch.tensor(0.5), torch.tensor(0.5).half()]
+    "value",
+    [
+        0,
+        1,
+        0.5,
+        np.float32(0.5),
+        fractions.Fraction(1, 2),
+        fractions.Fraction(10**400, 3 * 10**400),
+        torch.tensor(0.5),
+        torch.tensor(0.5).half(),
+    ],
 )
 def test_probability(value):
     result = checks.probability("keep_prob", value)
@@ -80,6 +110,9 @@ def test_probability(value):
         (1.0000001, ValueError),
         (float("nan"), ValueError),
         (float("inf"), ValueError),
+        (10**400, ValueError),
+        (-(10**400), ValueError),
+        (fractions.Fraction(10**400, 3), ValueError),
         (torch.tensor(1.5), ValueError),
         (torch.tensor(float("nan")), ValueError),
         ("0.9", TypeError),

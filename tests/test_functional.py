@@ -255,13 +255,33 @@ def test_inplace_on_a_leaf_is_refused_before_anything_is_written():
         ({"input": [[1.0]]}, TypeError, "input must be .*got a list"),
     ],
 )
-@pytest.mark.parametrize("training", [True, False])
-def test_bad_arguments_are_refused_before_anything_is_drawn(change, error, words, training):
-    arguments = {"input": torch.ones(2, 3, 8, 8), "block_size": 3, "training": training} | change
+def test_bad_arguments_are_refused_before_anything_is_drawn(change, error, words):
+    arguments = {"input": torch.ones(2, 3, 8, 8), "block_size": 3} | change
     state = torch.get_rng_state()
     with pytest.raises(error, match=words):
         drop_block2d(arguments.pop("input"), arguments.pop("block_size"), **arguments)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize:UserWarning")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.quint8),
+        lambda x: x.to_mkldnn(),
+        lambda x: x.to(torch.int64),
+        lambda x: x.to(torch.complex64),
+        lambda x: x.to(torch.float8_e4m3fn),
+        lambda x: x.to_sparse(),
+        lambda x: x.flatten(),
+        lambda x: [x, x],
+        lambda x: None,
+    ],
+)
+def test_evaluation_returns_its_input_whatever_it_is(make):
+    value = make(torch.ones(2, 3, 8, 8))
+    assert DropBlock2d(3, inplace=True).eval()(value) is value
+    assert drop_block2d(value, 3, training=False, generator=torch.Generator()) is value
 
 
 def test_keep_prob_is_not_positional():

@@ -2,9 +2,11 @@
 
 import ast
 import itertools
+import os
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,23 @@ def test_on_several_threads(monkeypatch, threads, shape, count):
     compare(monkeypatch, drop_block2d, x, gradient, block_size=7, keep_prob=0.9, seed=count)
     last = [t.to(memory_format=torch.channels_last) for t in (x, gradient)]
     compare(monkeypatch, drop_block2d, *last, block_size=7, keep_prob=0.9, seed=count)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the threads of a process are counted in /proc")
+def test_a_new_thread_of_python_uses_as_many_threads_as_were_set(threads):
+    x, started = torch.ones(16, 64, 28, 28), []
+
+    def drop():
+        before = len(os.listdir("/proc/self/task"))
+        drop_block2d(x, 7)
+        started.append(len(os.listdir("/proc/self/task")) - before)
+
+    for count in (1, 3):
+        threads(count)
+        thread = threading.Thread(target=drop)
+        thread.start()
+        thread.join()
+    assert started == [0, 2]
 
 
 @pytest.mark.parametrize("gamma", [1e-7, 1e-4, 0.01, 0.3, 0.9, 0.99999])

@@ -298,6 +298,8 @@ def test_a_state_of_other_layers_changes_nothing():
         (lambda state: state | {"total_steps": 0}, ValueError),
         (lambda state: state | {"keep_prob": dict.fromkeys(TARGETS, 2.0)}, ValueError),
         (lambda state: state | {"keep_prob": None}, TypeError),
+        (lambda state: state | {"keep_prob": dict(enumerate(TARGETS.values()))}, TypeError),
+        (lambda state: state | {"keep_prob": {("0",): 0.9}}, TypeError),
     ],
 )
 def test_a_state_that_is_none(change, error):

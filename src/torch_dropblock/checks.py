@@ -16,6 +16,8 @@ from torch import Tensor
 
 Rate = Literal["exact", "paper"]
 RATES = get_args(Rate)
+# A size is an int64 to PyTorch.
+TOO_LARGE = 2**63
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 SWAPPED = (
@@ -26,6 +28,8 @@ SWAPPED = (
 
 def positive_ints(name: str, value: object, dims: int | None) -> tuple[int, ...]:
     """A positive int or a sequence of them as a tuple; an int is repeated `dims` times, once if `dims` is None."""
+    if type(value) is int and 0 < value < TOO_LARGE:  # as nearly always, and a layer asks at each call
+        return (value,) * (dims or 1)
     several = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
     entries = tuple(value) if several else (value,) * (dims or 1)  # type: ignore[arg-type]
     wanted = "a positive int" if dims == 1 else f"a positive int or a sequence of {dims or '1 to 3'} of them"
@@ -33,21 +37,23 @@ def positive_ints(name: str, value: object, dims: int | None) -> tuple[int, ...]
         if not _is_int(entry):
             swapped = name == "block_size" and isinstance(entry, float)
             hint = "; " + SWAPPED.format(call="DropBlock2d(7, keep_prob=0.9)") if swapped else ""
-            raise TypeError(f"{name} must be {wanted}, got {value!r}{hint}")
+            raise TypeError(f"{name} must be {wanted}, got {shown(value)}{hint}")
     sizes = tuple(operator.index(entry) for entry in entries)  # type: ignore[arg-type]
     right_length = 1 <= len(sizes) <= 3 if dims is None else len(sizes) == dims
     if not right_length or min(sizes) < 1:
-        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+        raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
+    if max(sizes) >= TOO_LARGE:
+        raise ValueError(f"{name} must be below 2**63, got {shown(value)}")
     return sizes
 
 
 def whole_number(name: str, value: object, at_least: int) -> int:
     wanted = f"{name} must be an int of at least {at_least}"
     if not _is_int(value):
-        raise TypeError(f"{wanted}, got {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{wanted}, got {shown(value)} of type {type(value).__name__}")
     number = operator.index(value)  # type: ignore[arg-type]
     if number < at_least:
-        raise ValueError(f"{wanted}, got {value!r}")
+        raise ValueError(f"{wanted}, got {shown(value)}")
     return number
 
 
@@ -64,14 +70,23 @@ def _is_int(value: object) -> bool:
 
 def probability(name: str, value: object) -> float:
     """A number in [0, 1], or a floating-point tensor of no dimensions that holds one, as a float."""
+    if type(value) is float and 0.0 <= value <= 1.0:  # as nearly always, and a layer asks at each call
+        return value
     if isinstance(value, Tensor):
         value = scalar(name, value).item()
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number in [0, 1], got {value!r} of type {type(value).__name__}")
-    number = float(value)
-    if not 0.0 <= number <= 1.0:  # false for NaN too
-        raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
-    return number
+        raise TypeError(f"{name} must be a number in [0, 1], got {shown(value)} of type {type(value).__name__}")
+    if not 0 <= value <= 1:  # type: ignore[operator]  # false for NaN too; a float of an int may not exist
+        raise ValueError(f"{name} must be a number in [0, 1], got {shown(value)}")
+    return float(value)
+
+
+def shown(value: object) -> str:
+    """The value in a message; Python writes out no int of more than 4,300 digits."""
+    try:
+        return repr(value)
+    except ValueError:
+        return f"a value of type {type(value).__name__} that is too long to be written out"
 
 
 def scalar(name: str, value: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from .checks import Rate
 from .drawing import Blocks
 from .geometry import clamp, gamma
 from .rng import draw_rng_seed
+from .tracing import transformed
 from .triton_plan import mean_gap_of
 
 MASK, ALL = "Tensor", "(Tensor, Tensor, Tensor)"
@@ -209,13 +210,13 @@ def drop_block(
         device = input.device if backend == "triton" else torch.device("cpu")
         keep_prob = torch.full((), keep_prob, dtype=torch.float64, device=device)
     rng_seed = draw_rng_seed(input.device, generator)
-    apply = _apply if torch._C._are_functorch_transforms_active() else _Apply.apply
+    apply = _apply if transformed() else _Apply.apply
     output: Tensor = apply(input, rng_seed, keep_prob, block_size, rate, share_channels, backend)
     return input.copy_(output) if inplace else output
 
 
 def _apply(input: Tensor, rng_seed: Tensor, keep_prob: Tensor, *options: Any) -> Tensor:
-    """For `torch.func`, of whose transforms `_Apply` knows nothing: derived by PyTorch, which keeps the mask."""
+    """For `torch.func` and forward mode, which `_Apply` has no rules for: PyTorch derives it, and keeps the mask."""
     arguments = _arguments(input, *options)
     mask, scale, _ = draw(rng_seed, keep_prob, *arguments)
     return _scale_and_zero(input, mask, scale, Draw(*arguments))

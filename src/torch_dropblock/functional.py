@@ -9,10 +9,9 @@ from inspect import unwrap
 import torch
 import torch.fx
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
-from . import backends, checks, compiled
-from .autograd import ApplyBlocks, Scale, transformed
+from . import backends, checks, compiled, tracing
+from .autograd import ApplyBlocks, Scale
 from .checks import Rate
 from .drawing import Blocks
 from .hints import hinted
@@ -67,7 +66,7 @@ def drop_block2d(
             the tensor has then, or has when a CUDA graph is replayed, cut to [0, 1].
         rate: `"exact"` keeps `keep_prob` of the units on average; `"paper"` uses the paper's γ, which keeps more.
         share_channels: one mask per sample for all of its channels.
-        training: if False, `input` itself is returned, as it is if `keep_prob` is 1.
+        training: if False, `input` itself is returned, whatever it is, as a feature map is if `keep_prob` is 1.
         inplace: write into `input`.
         generator: source of randomness, on the device of `input`; PyTorch's default one if None. For eager mode,
             and not together with activation checkpointing, which restores the default generator alone. Processes
@@ -128,23 +127,25 @@ def _drop_block(
     inplace: bool,
     generator: torch.Generator | None,
 ) -> Tensor:
+    if not checks.flag("training", training):
+        return input
     input = checks.feature_map(input, dims)
-    # traced, or with no memory to write to: what can be seen through, and has a meaning without values
-    compiling = torch.compiler.is_compiling() or input.is_meta or isinstance(input, FakeTensor)
+    followed = tracing.followed(input)
     block_size = checks.positive_ints("block_size", block_size, dims)
-    if not isinstance(keep_prob, Tensor) or not (compiling or keep_prob.is_cuda):
+    if not isinstance(keep_prob, Tensor) or not (followed or keep_prob.is_cuda):
         keep_prob = checks.probability("keep_prob", keep_prob)
     checks.rate(rate)
     checks.flag("share_channels", share_channels)
-    checks.flag("training", training)
     checks.generator(generator, input.device)
-    checks.flag("inplace", inplace)
-    if not training:
-        return input
-    if compiling:
-        return compiled.drop_block(input, block_size, keep_prob, rate, share_channels, inplace, generator)
-    if inplace:
+    nothing = not isinstance(keep_prob, Tensor) and keep_prob == 1.0
+    if not (nothing or torch.compiler.is_compiling()):
+        tracing.not_under_jit_trace()
+    if checks.flag("inplace", inplace) and not torch.compiler.is_compiling():
         checks.writable(input)
+    if nothing:
+        return input
+    if followed:
+        return compiled.drop_block(input, block_size, keep_prob, rate, share_channels, inplace, generator)
     if input.numel() == 0:
         return input
     lead, size = tuple(input.shape[:-dims]), tuple(input.shape[-dims:])
@@ -152,11 +153,11 @@ def _drop_block(
     if isinstance(keep_prob, Tensor):  # on a GPU: left there if γ can be solved there
         gap = backends.mean_gap(keep_prob, input.device, size, block_size, rate)
         keep_prob = checks.probability("keep_prob", keep_prob) if gap is None else math.nan
-    if keep_prob == 1.0:
-        return input
+        if keep_prob == 1.0:
+            return input
     blocks = Blocks.of(lead, size, block_size, keep_prob, rate, share_channels)
     scale = Scale(backend=backends.choose(input, blocks), gap=gap)
-    plain = input.device.type == "cpu" and scale.backend != "triton" and not transformed()
+    plain = input.device.type == "cpu" and scale.backend != "triton" and not tracing.transformed()
     rng_seed = draw_rng_number(generator) if plain else draw_rng_seed(input.device, generator)
     output: Tensor = ApplyBlocks.apply(input, rng_seed, blocks, scale, inplace)
     return output

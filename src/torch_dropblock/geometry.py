@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, coverage
 from .checks import Rate
 
 Size = tuple[int, ...]
@@ -72,7 +72,7 @@ def expected_keep_rate(size: int | Sequence[int], block_size: int | Sequence[int
     size = checks.positive_ints("size", size, None)
     block = clamp(size, checks.positive_ints("block_size", block_size, len(size)))
     miss = 1.0 - checks.probability("seed_prob", seed_prob)
-    return math.fsum(count * miss**n for n, count in _coverage(size, block)) / math.prod(size)
+    return math.fsum(count * miss**n for n, count in coverage.exact(size, block)) / math.prod(size)
 
 
 def keep_rate_map(size: int | Sequence[int], block_size: int | Sequence[int], seed_prob: float) -> Tensor:
@@ -133,38 +133,22 @@ def _exact_gamma(size: Size, block: Size, keep_prob: float) -> float:
     """
     if keep_prob < 1e-200:  # exp(-λ n) would leave the range of a float; γ is 1 to the last bit long before
         return 1.0
-    coverage, units = _coverage(size, block), math.prod(size)
+    histogram, units = coverage.short(size, block), math.prod(size)
     goal = math.log(keep_prob)
     lam = 0.0
     while True:
         if keep_prob > 0.5:
-            dropped = [-count * math.expm1(-lam * n) for n, count in coverage]
+            dropped = [-count * math.expm1(-lam * n) for n, count in histogram]
             log_kept = math.log1p(-sum(dropped) / units)
-            slope = sum(n * (count - d) for (n, count), d in zip(coverage, dropped, strict=True))
+            slope = sum(n * (count - d) for (n, count), d in zip(histogram, dropped, strict=True))
         else:
-            kept = [count * math.exp(-lam * n) for n, count in coverage]
+            kept = [count * math.exp(-lam * n) for n, count in histogram]
             log_kept = math.log(sum(kept) / units)
-            slope = sum(n * k for (n, _), k in zip(coverage, kept, strict=True))
+            slope = sum(n * k for (n, _), k in zip(histogram, kept, strict=True))
         step = (log_kept - goal) * math.exp(log_kept) * units / slope
         lam += step
         if step <= 1e-9 * lam:  # quadratic convergence: the next step would be below the last bit
             return -math.expm1(-lam)
-
-
-@lru_cache(maxsize=1024)
-def _coverage(size: Size, block: Size) -> tuple[tuple[int, int], ...]:
-    """The distinct numbers of blocks that cover a unit, each with how many units have it."""
-    counts = {1: 1}
-    for s, b in zip(size, block, strict=True):
-        product: dict[int, int] = {}
-        top = min(b, s - b + 1)
-        # along one axis every number below the largest is met twice, on the way in and on the way out
-        axis = [(n, 2) for n in range(1, top)] + [(top, s - 2 * (top - 1))]
-        for n, count in counts.items():
-            for m, times in axis:
-                product[n * m] = product.get(n * m, 0) + count * times
-        counts = product
-    return tuple(counts.items())
 
 
 def _covering(s: int, b: int) -> list[int]:

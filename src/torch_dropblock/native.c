@@ -27,7 +27,6 @@ typedef struct {
     int64_t channels; /* planes whose units lie interleaved in memory */
     int64_t dtype;    /* 0: float32, 1: bfloat16, 2: float64 */
     int64_t room;     /* for that many seeds */
-    int64_t most_threads;
     double log_keep;  /* log(1 - gamma) */
 } Blocks;
 
@@ -112,7 +111,7 @@ CLONES static int next_gaps(const uint32_t *s, double rotation, double per_log, 
 }
 
 /* What native.py expects of this file; raise both with every change of `Blocks` or of a function's arguments. */
-int drop_block_interface(void) { return 2; }
+int drop_block_interface(void) { return 3; }
 
 /* `draw_seeds` of drawing.py: how many, or -1 if they must be drawn there. */
 int64_t drop_block_draw(const Blocks *b, uint64_t rng_seed, double close, int32_t *seeds, int64_t room)
@@ -324,15 +323,15 @@ static void apply_rows(const Blocks *b, const char *in, char *out, const int32_t
 }
 
 /* Write the input with blocks zeroed and the rest scaled; a scale below 0 is counted. The scale, or -1 without memory. */
-double drop_block_apply(const Blocks *b, const void *in, void *out, const int32_t *seeds, int64_t count, double scale)
+double drop_block_apply(const Blocks *b, const void *in, void *out, const int32_t *seeds, int64_t count, double scale,
+                        int64_t threads)
 {
     int64_t total = b->channels > 1 ? b->planes / b->channels * b->depth * b->height : b->planes;
     int64_t size = mask_words(b) * b->channels, dropped = 0, units = b->planes * b->depth * b->height * b->width;
-    int threads = (int)least(omp_get_max_threads(), b->most_threads);
     uint32_t *masks = malloc(threads * size * sizeof *masks);
     if (!masks) return -1;
     double counted = scale;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads((int)threads)
     {
         int t = omp_get_thread_num(), n = omp_get_num_threads();
         uint32_t *mask = masks + t * size;
@@ -354,11 +353,12 @@ double drop_block_apply(const Blocks *b, const void *in, void *out, const int32_
 }
 
 /* Both: the scale, or -1 if it must be done in two steps. */
-double drop_block(const Blocks *b, uint64_t rng_seed, double close, const void *in, void *out, double scale)
+double drop_block(const Blocks *b, uint64_t rng_seed, double close, const void *in, void *out, double scale,
+                  int64_t threads)
 {
     int32_t *seeds = malloc(b->room * sizeof *seeds);
     int64_t count = seeds ? drop_block_draw(b, rng_seed, close, seeds, b->room) : -1;
-    if (count >= 0) scale = drop_block_apply(b, in, out, seeds, count, scale);
+    if (count >= 0) scale = drop_block_apply(b, in, out, seeds, count, scale, threads);
     free(seeds);
     return count >= 0 ? scale : -1;
 }

@@ -21,10 +21,10 @@ from .rng import RngSeed
 from .sparse import CHANNELS_LAST
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
-# A thread takes no less, as in PyTorch: it would be waited for longer than it works.
+# Minimum work per thread, PyTorch's grain size.
 UNITS_A_THREAD = 32768
 # Of `drop_block_interface` in native.c.
-INTERFACE = 2
+INTERFACE = 3
 # A quotient of logarithms that is so close to an integer, relative to it, is left to PyTorch's logarithm.
 CLOSE = 2.0**-40
 
@@ -35,7 +35,7 @@ class Layout(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("planes", "depth", "height", "width")),
         *((name, ctypes.c_int64) for name in ("block_depth", "block_height", "block_width")),
-        *((name, ctypes.c_int64) for name in ("repeat", "unit", "channels", "dtype", "room", "most_threads")),
+        *((name, ctypes.c_int64) for name in ("repeat", "unit", "channels", "dtype", "room")),
         ("log_keep", ctypes.c_double),
     )
 
@@ -54,8 +54,8 @@ def _load(file: Path) -> ctypes.CDLL | str:
     pointer, integer, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
     library.drop_block_draw.argtypes = [pointer, ctypes.c_uint64, number, pointer, integer]
     library.drop_block_draw.restype = integer
-    library.drop_block_apply.argtypes = [pointer, pointer, pointer, pointer, integer, number]
-    library.drop_block.argtypes = [pointer, ctypes.c_uint64, number, pointer, pointer, number]
+    library.drop_block_apply.argtypes = [pointer, pointer, pointer, pointer, integer, number, integer]
+    library.drop_block.argtypes = [pointer, ctypes.c_uint64, number, pointer, pointer, number, integer]
     library.drop_block_apply.restype = library.drop_block.restype = number
     return library if _agrees(library) else "it does not draw what this version of PyTorch draws"
 
@@ -90,20 +90,24 @@ class Plan:
             channels=blocks.lead[-1] if channels_last and not blocks.shared else 1,
             dtype=DTYPES[dtype],
             room=drawing.enough(blocks.gamma * blocks.positions),
-            most_threads=max(1, blocks.units * copies // UNITS_A_THREAD),
             log_keep=math.log1p(-blocks.gamma),
         )
         self.address = ctypes.addressof(self.layout)
+        self.most_threads = max(1, blocks.units * copies // UNITS_A_THREAD)
 
     def drop(self, input: Tensor, output: Tensor, rng_seed: RngSeed, scale: float | None) -> float:
         """Draw and apply, and return the scale, which is counted unless it is given."""
         given = -1.0 if scale is None else scale
         memory = input.data_ptr(), output.data_ptr()
         word = int(rng_seed) & (2**64 - 1)
-        counted: float = self.library.drop_block(self.address, word, CLOSE, *memory, given)
+        counted: float = self.library.drop_block(self.address, word, CLOSE, *memory, given, self.threads())
         if counted < 0:
             counted = self.apply_blocks(input, output, self.draw_seeds(rng_seed), scale)
         return counted
+
+    def threads(self) -> int:
+        """How many to use; OpenMP itself does not hear of `torch.set_num_threads` in a thread of Python's."""
+        return 1 if self.most_threads == 1 else min(self.most_threads, torch.get_num_threads())
 
     def draw_seeds(self, rng_seed: RngSeed) -> Tensor:
         """`drawing.draw_seeds`, as int32."""
@@ -117,7 +121,7 @@ class Plan:
         """`sparse.apply_blocks`."""
         memory = input.data_ptr(), output.data_ptr(), seeds.data_ptr()
         given = -1.0 if scale is None else scale
-        counted: float = self.library.drop_block_apply(self.address, *memory, len(seeds), given)
+        counted: float = self.library.drop_block_apply(self.address, *memory, len(seeds), given, self.threads())
         if counted < 0:
             raise MemoryError("no memory for the masks of blocks")
         return counted
@@ -143,8 +147,7 @@ def plan(input: Tensor, output: Tensor, blocks: Blocks) -> Plan | None:
     """How the library serves these tensors, or None if it does not."""
     if LIBRARY is None or input.device.type != "cpu" or input.stride() != output.stride():
         return None
-    # what PyTorch does with tensors of its own kind only, and what a mode would have seen
-    if type(output) is not Tensor or input.is_neg() or torch._C._len_torch_dispatch_stack():
+    if type(output) is not Tensor:  # of a class of its own, which may want to see operators
         return None
     kind = input.dtype, output.is_contiguous() or _is_channels_last(output)
     if kind not in blocks.plans:

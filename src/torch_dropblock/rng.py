@@ -9,6 +9,7 @@ Flood, OOPSLA 2014.
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,9 @@ FACTORS = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 
 def draw_rng_seed(device: torch.device, generator: torch.Generator | None) -> Tensor:
     """A fresh 64-bit RNG seed from PyTorch's generator: an int64 tensor of no dimensions on `device`."""
-    seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device, generator=generator)
+    # without a generator the argument is left out: compiled C++ has no call for the overload that takes one
+    source: dict[str, Any] = {} if generator is None else {"generator": generator}
+    seed: Tensor = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device, **source)
     return seed.cpu() if device.type == "mps" else seed  # MPS has no float64, so its seeds are drawn on the CPU
 
 

@@ -321,8 +321,12 @@ def _known(curve: str) -> str:
 
 def _read(state: object) -> tuple[int, int, str, dict[str, float]]:
     wanted = ("steps", "total_steps", "curve", "keep_prob")
-    if not isinstance(state, dict) or any(name not in state for name in wanted) or type(state["keep_prob"]) is not dict:
+    if not isinstance(state, dict) or any(name not in state for name in wanted) or not _by_name(state["keep_prob"]):
         raise TypeError(f"state_dict must be what KeepProbSchedule.state_dict() returned, got {state!r}")
     targets = {name: checks.probability(f"keep_prob of {name!r}", value) for name, value in state["keep_prob"].items()}
     steps = checks.whole_number("steps", state["steps"], at_least=0)
     return steps, checks.whole_number("total_steps", state["total_steps"], at_least=1), str(state["curve"]), targets
+
+
+def _by_name(targets: object) -> bool:
+    return type(targets) is dict and all(isinstance(name, str) for name in targets)

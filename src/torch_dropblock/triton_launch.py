@@ -157,8 +157,7 @@ def _nothing_or_everything(blocks: Blocks, device: torch.device) -> Mask:
 def apply(input: Tensor, output: Tensor, mask: Mask, *, launch: Launch = LAUNCH) -> None:
     """Write the input times the scale, and 0 where dropped, into `output`, which may be the input."""
     blocks, op = mask.blocks, DTYPES[input.dtype]
-    lazy = input.is_neg() or output.is_neg()  # memory that does not hold what the tensor says
-    if not blocks.shared and input.is_contiguous() and output.is_contiguous() and not lazy:
+    if not blocks.shared and input.is_contiguous() and output.is_contiguous():
         count = input.numel()
         eights = at_most(launch.eights, parts(count, 8))
         with _on(input):
@@ -168,7 +167,7 @@ def apply(input: Tensor, output: Tensor, mask: Mask, *, launch: Launch = LAUNCH)
         return
     lead = blocks.lead if len(blocks.lead) > 1 else (1, *blocks.lead)
     input_place, output_place = (_strides(t.shape, t.stride(), len(blocks.lead)) for t in (input, output))
-    by_tiles = blocks.shared in ((), (len(blocks.lead) - 1,)) and not lazy
+    by_tiles = blocks.shared in ((), (len(blocks.lead) - 1,))
     if not by_tiles or input_place is None or output_place is None:
         # strides of no order, or a mask that is shared by what `torch.vmap` maps over
         output.copy_(sparse.masked(input, mask.dense(), mask.scale))
