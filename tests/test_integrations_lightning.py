@@ -72,7 +72,8 @@ def network(pl, *, layers=True, optimizers=1, loader=None):
             self.strengths = []
 
         def training_step(self, batch, batch_idx):
-            self.strengths.append([c.schedule.strength for c in self.trainer.callbacks if hasattr(c, "schedule")])
+            schedules = [getattr(callback, "schedule", None) for callback in self.trainer.callbacks]
+            self.strengths.append([schedule.strength for schedule in schedules if schedule])
             loss = nn.functional.cross_entropy(self.net(batch[0] + random.random() + np.random.rand()), batch[1])
             if not self.automatic_optimization and batch_idx % 2:
                 for optimizer in self.optimizers():
@@ -244,10 +245,10 @@ def test_it_is_a_callback_of_both_frameworks(pl):
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda callback: pickle.loads(pickle.dumps(callback))])
 def test_a_copy_has_the_options_and_not_the_training(pl, tmp_path, duplicate):
-    callback = DropBlockCallback(curve="cosine", total_steps=7)
+    callback = DropBlockCallback(curve="cosine", total_steps=8)
     trainer(pl, tmp_path, callback).fit(network(pl))
     twin = duplicate(callback)
-    assert (twin.curve, twin.total_steps, twin.schedule, twin.state_dict()) == ("cosine", 7, None, {})
+    assert (twin.curve, twin.total_steps, twin.schedule, twin.state_dict()) == ("cosine", 8, None, {})
 
 
 # --- going on from a checkpoint --------------------------------------------------------------------------------------
@@ -304,6 +305,7 @@ def test_a_checkpoint_of_a_finished_training_is_gone_on_with(pl, tmp_path):
     assert bits(fit(3, tmp_path / "finished.ckpt")[0]) == bits(whole)
 
 
+@pytest.mark.filterwarnings("ignore:the training ended after 4 steps")
 def test_an_epoch_that_ends_early_is_gone_on_with(pl, tmp_path):
     def fit(saved, ckpt_path=None):
         pl.seed_everything(1, verbose=False)
@@ -355,6 +357,7 @@ def test_in_the_middle_of_an_epoch_masks_and_strength_go_on_if_the_loader_does(p
     assert fit("resumed", first) == (weights, all_strengths[2:])
 
 
+@pytest.mark.filterwarnings("ignore:the training ended after 6 steps")
 @pytest.mark.parametrize("optimizers", [1, 3])
 def test_a_checkpoint_without_the_callback_starts_at_the_trainers_step(pl, tmp_path, optimizers):
     fit = trainer(pl, tmp_path, max_epochs=1)
@@ -376,12 +379,138 @@ def test_a_checkpoint_that_was_evaluated_does_not_reach_the_next_training(pl, tm
     assert strengths(net) == [i / 8 for i in range(8)]
 
 
+@pytest.mark.filterwarnings("ignore:the schedule has been stepped 5 times")
 def test_other_total_steps_are_warned_of(pl, tmp_path):
     first = trainer(pl, tmp_path, DropBlockCallback(), max_epochs=1)
     first.fit(network(pl))
     first.save_checkpoint(tmp_path / "first.ckpt")
     with pytest.warns(UserWarning, match=r"built with total_steps=8, the state with 4"):
         trainer(pl, tmp_path, DropBlockCallback()).fit(network(pl), ckpt_path=tmp_path / "first.ckpt")
+
+
+# --- states that are restored in a training, and after it ------------------------------------------------------------
+
+
+def at_epoch(finder, number, find):
+    """A finder of Lightning that works at the start of one epoch, as its documentation shows."""
+
+    class AtEpoch(finder):
+        def on_fit_start(self, trainer, pl_module):
+            pass
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == number:
+                getattr(self, find)(trainer, pl_module)
+
+    return AtEpoch
+
+
+@pytest.mark.filterwarnings("ignore:The `batch_idx` argument", "ignore:.*Failed to compute suggestion")
+def test_a_learning_rate_finder_in_a_training_leaves_the_schedule_and_the_checkpoints_right(pl, tmp_path):
+    def fit(saved, ckpt_path=None):
+        pl.seed_everything(1, verbose=False)
+        net = network(pl, loader=DataLoader(data(), batch_size=2, shuffle=True))  # since the finder asks for it again
+        net.lr = 0.05
+        finder = at_epoch(pl.callbacks.LearningRateFinder, 1, "lr_find")(num_training_steps=3, update_attr=False)
+        saving = pl.callbacks.ModelCheckpoint(tmp_path / saved, save_top_k=-1)
+        options = {"max_epochs": 3, "enable_checkpointing": True, "limit_val_batches": 0}
+        callback = DropBlockCallback()
+        trainer(pl, tmp_path, callback, finder, saving, **options).fit(net, ckpt_path=ckpt_path)
+        return bits(net), callback.schedule.state_dict()
+
+    whole = fit("whole")
+    assert whole[1]["steps"] == whole[1]["total_steps"] == 12
+    second = sorted((tmp_path / "whole").iterdir())[1]
+    assert torch.load(second, weights_only=True)["callbacks"]["DropBlockCallback"]["schedule"]["steps"] == 8
+    assert fit("resumed", second) == whole
+
+
+class Rollback:
+    """Restores a checkpoint before a batch of a later epoch."""
+
+    def __init__(self, path, batch):
+        self.path, self.batch, self.seen = path, batch, []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (1, self.batch) and self.path.exists():
+            trainer._checkpoint_connector.restore(self.path, weights_only=True)
+            self.path.unlink()
+            self.seen.append(next(c for c in trainer.callbacks if hasattr(c, "schedule")).state_dict())
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 4 and trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.filterwarnings("ignore:the training ended after", "ignore:the schedule has been stepped 9 times")
+def test_a_rollback_is_applied_at_once(pl, tmp_path, batch):
+    rollback = type("Rollback", (Rollback, pl.Callback), {})(tmp_path / "saved.ckpt", batch)
+    net, callback = network(pl), DropBlockCallback()
+    fit = trainer(pl, tmp_path, callback, rollback, limit_val_batches=0)
+    fit.fit(net)
+    (state,) = rollback.seen
+    assert state["schedule"]["steps"] == 4
+    assert strengths(net)[4 + batch] == 0.5
+    assert callback.schedule.steps == fit.global_step > 4
+
+
+@pytest.mark.parametrize("evaluates", ["test", "validate"])
+def test_a_checkpoint_that_is_evaluated_after_a_training_does_not_reach_its_own(pl, tmp_path, evaluates):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path / "saved", save_top_k=-1)
+    fit = trainer(pl, tmp_path, DropBlockCallback(), saving, enable_checkpointing=True)
+    net = network(pl)
+    fit.fit(net)
+    older = min((tmp_path / "saved").iterdir())
+    getattr(fit, evaluates)(net, net.val_dataloader(), ckpt_path=older, verbose=False)
+    fit.save_checkpoint(tmp_path / "after.ckpt")
+    state = torch.load(tmp_path / "after.ckpt", weights_only=True)["callbacks"]["DropBlockCallback"]
+    assert state["schedule"]["steps"] == 8
+
+
+@pytest.mark.filterwarnings("ignore:.*Failed to compute suggestion")
+def test_a_finder_before_a_second_training_does_not_bring_back_the_first(pl, tmp_path):
+    callback = DropBlockCallback()
+    trainer(pl, tmp_path, callback).fit(network(pl))
+    net = network(pl)
+    net.lr = 0.05
+    finder = pl.callbacks.LearningRateFinder(num_training_steps=3, update_attr=False)
+    trainer(pl, tmp_path, callback, finder).fit(net)
+    assert strengths(net) == [i / 8 for i in range(8)]
+
+
+# --- how many steps ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("options", "steps"), [({}, 7), ({"max_steps": 5}, 5)])
+def test_batches_that_are_accumulated_by_a_scheduler_are_counted(pl, tmp_path, options, steps):
+    accumulation = pl.callbacks.GradientAccumulationScheduler({1: 2, 2: 4})
+    callback = DropBlockCallback()
+    trainer(pl, tmp_path, callback, accumulation, max_epochs=3, limit_val_batches=0, **options).fit(network(pl))
+    assert (callback.schedule.steps, callback.schedule.strength) == (steps, 1.0)
+
+
+def test_a_training_that_takes_fewer_steps_than_expected_says_so(pl, tmp_path):
+    class More(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            trainer.accumulate_grad_batches = 1 + trainer.current_epoch
+
+    with pytest.warns(UserWarning, match="ended after 6 steps, but the trainer expected total_steps=8: .* 0.75 and"):
+        trainer(pl, tmp_path, DropBlockCallback(), More()).fit(network(pl))
+    trainer(pl, tmp_path, DropBlockCallback(total_steps=8), More()).fit(network(pl))
+
+
+def test_repr(pl, tmp_path):
+    callback = DropBlockCallback(curve="cosine")
+    assert repr(callback) == "DropBlockCallback(curve='cosine', total_steps=None)"
+    trainer(pl, tmp_path, callback, fast_dev_run=True).fit(network(pl))
+    schedule = "KeepProbSchedule(Net, total_steps=1, curve='cosine', steps=1, layers=2)"
+    assert repr(callback) == f"DropBlockCallback(curve='cosine', total_steps=None, schedule={schedule})"
+
+
+def test_options_are_keywords():
+    with pytest.raises(TypeError, match="takes 1 positional argument but 2 were given; its options are keywords"):
+        DropBlockCallback("cosine")
 
 
 # --- ranks -----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from inspect import unwrap
 
 import torch
@@ -113,7 +113,11 @@ def drop_block3d(
 
 
 # for the layers, whose calls fit
-DROP_BLOCK = {1: unwrap(drop_block1d), 2: unwrap(drop_block2d), 3: unwrap(drop_block3d)}
+DROP_BLOCK: dict[int, Callable[..., Tensor]] = {
+    1: unwrap(drop_block1d),
+    2: unwrap(drop_block2d),
+    3: unwrap(drop_block3d),
+}
 
 
 def _drop_block(

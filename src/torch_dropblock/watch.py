@@ -108,7 +108,7 @@ def _versions(model: nn.Module) -> list[tuple[int, bool]]:
 
 def _autograd_nodes() -> int:
     """A number that grows while graphs for backward passes are built in this thread."""
-    return torch.autograd._get_sequence_nr()
+    return torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
 
 
 def _compiled_graphs() -> int:

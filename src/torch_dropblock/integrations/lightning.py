@@ -16,13 +16,13 @@ import hashlib
 import importlib
 import math
 import random
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..hints import hinted, warn
 from ..modules import DropBlock2d
 from ..schedule import Curve, KeepProbSchedule
 
@@ -72,6 +72,7 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
             begins; or the number of steps was not given and the trainer does not know it.
     """
 
+    @hinted('its options are keywords: DropBlockCallback(curve="linear", total_steps=None)')
     def __init__(self, *, curve: str | Curve = "linear", total_steps: int | None = None) -> None:
         # refuses now what would be refused hours later
         KeepProbSchedule(DropBlock2d(1), 1 if total_steps is None else total_steps, curve=curve)
@@ -79,6 +80,7 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
         self.total_steps = total_steps
         self.schedule: KeepProbSchedule | None = None
         self._loaded: dict[str, Any] | None = None
+        self._evaluates = False
         self._generators: list[torch.Generator] = []
         self._global_step = 0
         self._epoch_ended = False
@@ -95,10 +97,16 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
+    def __repr__(self) -> str:
+        schedule = f", schedule={self.schedule!r}" if self.schedule else ""
+        return f"DropBlockCallback(curve={self.curve!r}, total_steps={self.total_steps!r}{schedule})"
+
     # --- the schedule ------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
-        self._loaded = None  # from a checkpoint that was only evaluated
+        self._evaluates = stage != "fit"
+        if not self._evaluates:  # a finder saves and restores before the training starts
+            self.schedule = self._loaded = None
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         loaded, self._loaded = self._loaded, None
@@ -106,13 +114,10 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
         done = min(trainer.global_step, trainer.fit_loop.total_batch_idx + 1)
         total = _steps_of(trainer) if self.total_steps is None else self.total_steps
         self.schedule = KeepProbSchedule(pl_module, total, curve=self.curve, start_step=done)
-        self._global_step = trainer.global_step
         self._generators = _generators_of(pl_module)
         self._rank_seed, self._batches, self._epoch_ended, self._resume = None, 0, False, None
         if loaded is not None:
-            self.schedule.load_state_dict(loaded["schedule"])
-            self._rank_seed, self._batches = loaded["rank_seed"], loaded["batches"]
-            self._epoch_ended = loaded["epoch_ended"]
+            self._apply(loaded)
             self._restore(loaded["random"], trainer)
         self._set_ranks_apart(trainer)
 
@@ -121,12 +126,20 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
         self._epoch_ended = trainer.is_last_batch
         if self.schedule is not None and trainer.global_step != self._global_step:
             self.schedule.step()
-        self._global_step = trainer.global_step
+
+    def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
+        schedule = self.schedule
+        if schedule and self.total_steps is None and schedule.steps < schedule.total_steps and not trainer.should_stop:
+            warn(
+                f"the training ended after {schedule.steps} steps, but the trainer expected "
+                f"total_steps={schedule.total_steps}: the DropBlock layers ended at strength {schedule.strength:.4g} "
+                "and not at 1; give DropBlockCallback its total_steps"
+            )
 
     # --- the checkpoint ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        if self.schedule is None or self._loaded is not None:
+        if self._loaded is not None or self.schedule is None:
             return self._loaded or {}
         return {
             "schedule": self.schedule.state_dict(),
@@ -136,9 +149,28 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
             "epoch_ended": self._epoch_ended,
         }
 
+    def on_load_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
+        self._global_step = checkpoint["global_step"]  # where a batch in which it is restored will have begun
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep it until the training starts; an evaluation has no use for it."""
-        self._loaded = state_dict
+        """Take the state at once in a training, which a finder or a rollback restores; else when one starts.
+
+        An evaluation restores the weights alone, so that the training, if there was one, stays where it was.
+        """
+        if self._evaluates:
+            return
+        if self.schedule is None:
+            self._loaded = state_dict
+        else:
+            self._apply(state_dict)
+            self._set_random_state(state_dict["random"])
+
+    def _apply(self, state: dict[str, Any]) -> None:
+        """All of a state but the generators."""
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        self._rank_seed, self._batches = state["rank_seed"], state["batches"]
+        self._epoch_ended = state["epoch_ended"]
 
     def _random_state(self) -> dict[str, Any]:
         """Of plain values and tensors, which `torch.load` reads with `weights_only=True`."""
@@ -152,8 +184,12 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
     def _set_random_state(self, state: dict[str, Any]) -> None:
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])
-        for generator, saved in zip(self._generators, state["torch"], strict=False):  # it may be another machine
-            generator.set_state(saved.cpu())
+        for i, (generator, saved) in enumerate(zip(self._generators, state["torch"], strict=False)):
+            # it may be another machine, or in a batch, from which a rank comes back to what all share
+            if i in self._shared:
+                self._shared[i] = saved.cpu()
+            else:
+                generator.set_state(saved.cpu())
 
     def _restore(self, state: dict[str, Any], trainer: Any) -> None:
         """Of the end of an epoch, let the next one's iterator be made from this state: here, or by Lightning later."""
@@ -191,6 +227,7 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
             for i in own:
                 self._generators[i].manual_seed(seed)
         self._batches += 1
+        self._global_step = trainer.global_step
 
     def _give_back(self) -> None:
         """Outside of training batches ranks stay alike: samplers that have no seed rely on it."""
@@ -210,6 +247,12 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
 
 def _steps_of(trainer: Any) -> int:
     steps = trainer.estimated_stepping_batches
+    schedulers = [c for c in trainer.callbacks if hasattr(c, "get_accumulate_grad_batches")]
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    if schedulers and epochs != -1 and batches < math.inf:  # the estimate is made with the batches of one step now
+        taken = [schedulers[-1].get_accumulate_grad_batches(epoch) for epoch in range(max(epochs, 1))]
+        steps = sum(math.ceil(batches / accumulated) for accumulated in taken)
+        steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
     if not 0 < steps < math.inf:  # -1 for a dataset of unknown length
         raise ValueError(
             "the trainer does not know how many steps it will take (estimated_stepping_batches is "
@@ -221,11 +264,9 @@ def _steps_of(trainer: Any) -> int:
 def _make_iterator_again(trainer: Any) -> None:
     fetcher = getattr(trainer.fit_loop, "_data_fetcher", None)
     if fetcher is None:
-        warnings.warn(
+        warn(
             "this version of Lightning is not known to torch-dropblock: the batches of the epoch that begins may come "
-            "in another order than in a training that was not interrupted",
-            UserWarning,
-            stacklevel=2,
+            "in another order than in a training that was not interrupted"
         )
     elif not any(hasattr(loader, "load_state_dict") for loader in fetcher.combined_loader.flattened):
         iter(fetcher)
