@@ -95,7 +95,7 @@ class Settings:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # a table in two minutes on a laptop
+    # a table in minutes on a laptop
     "quick": {"epochs": 10, "batch_size": 64},
     # small images, long enough to overfit
     "standard": {"epochs": 30, "batch_size": 128},

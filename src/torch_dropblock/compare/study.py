@@ -122,11 +122,15 @@ class Study:
         if self.machine.processes > 1 and not distributed.is_initialized():
             # when the process ends, not before: NCCL may wait for processes that go on, and an error is told first
             atexit.register(leave_group)
-        skipped = [run for run in self.unfinished if not self._mine(*run)]
-        # who was at them may have been stopped meanwhile
-        for run in skipped:
-            if not self.records.finished(*run):
-                self._mine(*run, patience=PATIENCE)
+        try:
+            skipped = [run for run in self.unfinished if not self._mine(*run)]
+            # who was at them may have been stopped meanwhile
+            for run in skipped:
+                if not self.records.finished(*run):
+                    self._mine(*run, patience=PATIENCE)
+        except KeyboardInterrupt:
+            self._children.end()
+            raise
 
     def _mine(self, row: Row, seed: int, patience: float = 0.0) -> bool:
         """Train a run, unless another command does."""
@@ -163,14 +167,15 @@ class Study:
         trainer = self._trainer(folder, _Told(self.listener, row, seed, resumes=known is not None))
         try:
             trainer.fit(run, ckpt_path=known, weights_only=True)
-            self._children.of(trainer)
-        except (KeyboardInterrupt, SystemExit):  # Lightning makes the latter of the former
-            self._children.of(trainer)
-            self._children.end()
-            raise KeyboardInterrupt from None
+        except SystemExit:  # which Lightning makes of an interrupt
+            if trainer.interrupted:
+                raise KeyboardInterrupt from None
+            raise
         except UnreadableImageError as error:  # of a worker, it has the worker's traceback in it
             first = UnreadableImageError(str(error).rpartition(f"{UnreadableImageError.__name__}: ")[2].strip())
             raise unreadable(self.source.files) or first from None  # all at once, not one a run
+        finally:
+            self._children.of(trainer)
         result = self._result(run, trainer)
         if trainer.is_global_zero:
             if self.save_weights:
