@@ -152,6 +152,15 @@ def test_layers_that_run_are_silent(compiled, frozen):
     train(torch.compile(whole, backend="aot_eager", fullgraph=True) if compiled else whole, 20, schedule)
 
 
+def test_layers_with_a_drop_of_their_own_are_silent():
+    class Own(DropBlock2d):
+        def drop(self, input, training, inplace):
+            return input * 0.5 if training else input
+
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), Own(3))
+    train(model, 20, KeepProbSchedule(model, 100))
+
+
 def test_a_curve_that_is_looked_at_is_silent():
     schedule = KeepProbSchedule(network(), 100)
     strengths = [(schedule.step(), schedule.strength) for _ in range(100)]

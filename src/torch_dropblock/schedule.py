@@ -153,8 +153,10 @@ class KeepProbSchedule:
             self._watch_ends()
 
     def _watch_the_layers(self) -> None:
-        self._watch = Watch(self.model, self.total_steps, is_on_the_way=self.strength < 1.0)
-        for layer in self._seen.values():
+        layers = self._seen.values()
+        is_called = all(type(layer).drop is DropBlockNd.drop for layer in layers)
+        self._watch = Watch(self.model, self.total_steps, is_on_the_way=self.strength < 1.0, is_called=is_called)
+        for layer in layers:
             layer.watch = self._watch
 
     def _watch_ends(self) -> None:

@@ -30,12 +30,13 @@ class Watch:
         model: the network that the schedule was built for.
         total_steps: those of the schedule.
         is_on_the_way: whether strength would change if the schedule was stepped.
+        is_called: whether every layer calls it; one of a class with a `drop` of its own does not.
     """
 
-    def __init__(self, model: nn.Module, total_steps: int, is_on_the_way: bool) -> None:
+    def __init__(self, model: nn.Module, total_steps: int, *, is_on_the_way: bool, is_called: bool) -> None:
         self.model = weakref.ref(model)
         self.total_steps = total_steps
-        self.waits_for_a_step = is_on_the_way
+        self.waits_for_a_step, self.is_called = is_on_the_way, is_called
         self.many = min(total_steps, MANY)
         self.passes, self.steps = 0, 0
         self.counted: int | None = None
@@ -91,8 +92,8 @@ class Watch:
         return max((new - old for (new, learns), (old, _) in pairs if learns), default=0)
 
     def _nothing_ran(self) -> bool:
-        """Whether 0 passes are not those of compiled code, which counts none."""
-        if not _compiled_graphs():
+        """Whether 0 passes are not those of code that counts none, as compiled code."""
+        if self.is_called and not _compiled_graphs():
             return True
         model = self.model()
         return (
