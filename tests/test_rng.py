@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from torch_dropblock.rng import Stream, draw_rng_number, draw_rng_seed, hashed_uniforms
 
@@ -138,3 +139,12 @@ def test_rng_seed_comes_from_the_generator_alone():
     assert torch.equal(state, torch.get_rng_state())
     assert first == draw_rng_seed(CPU, torch.Generator().manual_seed(1))
     assert first != draw_rng_seed(CPU, torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_graph_names_a_generator_only_where_one_is_given(given):
+    """Compiled C++ has no call for the operator that takes one, so `cpp_wrapper` and AOTInductor would fail."""
+    generator = torch.Generator() if given else None
+    graph = make_fx(lambda x: x + draw_rng_seed(CPU, generator))(torch.zeros(())).graph
+    (drawn,) = (node.target for node in graph.nodes if "randint" in str(node.target))
+    assert drawn == (torch.ops.aten.randint.low_generator if given else torch.ops.aten.randint.low)

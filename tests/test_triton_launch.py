@@ -126,6 +126,25 @@ def on_triton():
 
 @runs
 @pytest.mark.usefixtures("on_triton")
+def test_tensors_whose_memory_is_not_there_or_holds_something_else():
+    x = torch.rand(2, 3, 9, 9, device=DEVICE).add(1).requires_grad_()
+    nothing = torch._efficientzerotensor(x.shape, device=DEVICE)
+    assert not drop_block2d(nothing, 3, keep_prob=0.7).any()
+    y = drop_block2d(x, 3, keep_prob=0.7)
+    (gradient,) = torch.autograd.grad(y, x, nothing, retain_graph=True)
+    assert not gradient.any()
+    (gradient,) = torch.autograd.grad(y, x, (-x.detach())._neg_view())
+    assert torch.equal(gradient, y)
+    torch.manual_seed(1)
+    expected = drop_block2d(x.detach(), 3, keep_prob=0.7)
+    torch.manual_seed(1)
+    view = (-x.detach())._neg_view()
+    drop_block2d(view, 3, keep_prob=0.7, inplace=True)
+    assert torch.equal(view, expected)
+
+
+@runs
+@pytest.mark.usefixtures("on_triton")
 @pytest.mark.parametrize("share_channels", [False, True])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
