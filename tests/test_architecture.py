@@ -13,7 +13,7 @@ import torch_dropblock
 SOURCE = Path(torch_dropblock.__file__).parent
 # each line may import from the lines above it
 LAYERS = [
-    {"checks", "rng", "integrations.__init__"},
+    {"checks", "rng", "wording", "integrations.__init__"},
     {"geometry"},
     {"reference", "drawing"},
     {"sparse"},

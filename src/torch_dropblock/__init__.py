@@ -41,7 +41,7 @@ else:
         "summary": ("dropblock_summary",),
         "uncertainty": ("mc_dropblock",),
     }
-    __all__ = [name for names in _PUBLIC.values() for name in names]  # noqa: PLE0605
+    __all__ = [name for names in _PUBLIC.values() for name in names]
 
     def _load() -> None:
         for home, names in _PUBLIC.items():
