@@ -104,6 +104,10 @@ for words in ("--version", "--help", *(f"{name} --help" for name in sys.argv[1:]
     subprocess.run([sys.executable, "-c", code, *names], check=True, timeout=60)
 
 
+def test_a_terminal_that_does_not_know_its_width():
+    assert succeed("rate", "28", columns=0) == succeed("rate", "28")
+
+
 def test_a_narrow_terminal_cuts_no_number(cat, tmp_path):
     for arguments in (("rate", "4000000x4000000", "-b", "13"), ("show", cat, "-o", tmp_path / "out.png")):
         for columns in (30, 48):

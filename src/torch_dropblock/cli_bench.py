@@ -102,7 +102,7 @@ def bench(
             rows += measured
             if json_file:  # as they come: what a later case runs into leaves them there
                 json_file.write_text(json.dumps(benchmark.as_json(rows), indent=1) + "\n")
-        table.end()
+    console.print()
     _print_notes(console, rows, on_cpu)
     if json_file:
         print_path(console, json_file)

@@ -86,7 +86,9 @@ def parsed_keep_prob(text: str) -> float:
 
 
 def new_console() -> Console:
-    return Console(highlight=False)
+    console = Console(highlight=False)
+    console.width = console.width or 80  # a terminal that does not know its width may say 0
+    return console
 
 
 class Table:
@@ -121,9 +123,6 @@ class Table:
         for label, value in zip(self.header[1:], values, strict=True):
             self._print(f"  {label:{longest}}  {value}")
 
-    def end(self) -> None:
-        self.console.print()
-
     def _total(self, widths: Sequence[int]) -> int:
         return self.MARGIN + sum(widths) + self.GAP * (len(widths) - 1)
 
@@ -145,7 +144,7 @@ def print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence
     table = Table(console, header, widths)
     for row in rows:
         table.row(row)
-    table.end()
+    console.print()
 
 
 def print_clamped(console: Console, wanted: tuple[int, ...], block: tuple[int, ...]) -> None:
