@@ -12,12 +12,13 @@ from matplotlib.text import Text
 from torch_dropblock.__main__ import main
 
 
-def call(*arguments):
+def call(*arguments, columns=80):
     """Run the command: its exit code, what it prints, what it complains about."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["torch-dropblock", *map(str, arguments)])
-        patch.setenv("COLUMNS", "80")  # or what the terminal has that the tests run in
+        patch.setenv("MPLBACKEND", "agg")  # so that what the command sets does not stay
+        patch.setenv("COLUMNS", str(columns))  # or what the terminal has that the tests run in
         with pytest.raises(SystemExit) as exit:
             main()
     # typer colours its help in a continuous integration, pipe or not
@@ -25,8 +26,8 @@ def call(*arguments):
     return exit.value.code, printed, complained
 
 
-def succeed(*arguments):
-    code, out, err = call(*arguments)
+def succeed(*arguments, columns=80):
+    code, out, err = call(*arguments, columns=columns)
     assert (code, err) == (0, "")
     return out
 

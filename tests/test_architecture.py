@@ -13,7 +13,7 @@ import torch_dropblock
 SOURCE = Path(torch_dropblock.__file__).parent
 # each line may import from the lines above it
 LAYERS = [
-    {"checks", "coverage", "hints", "rng", "summary_table", "tracing", "integrations.__init__"},
+    {"checks", "coverage", "hints", "rng", "summary_table", "tracing", "wording", "integrations.__init__"},
     {"geometry"},
     {"reference", "drawing"},
     {"sparse"},
@@ -93,19 +93,19 @@ def test_every_source_file_has_a_test_file(name):
 
 
 def test_the_layer_imports_nothing_but_torch():
-    """What torch itself imports does not count."""
+    """What torch itself imports does not count. The import registers the operators that a saved program needs."""
     code = (
         "import sys, torch; before = set(sys.modules); import torch_dropblock; "
-        f"print([name for name in {NOT_FOR_THE_LAYER} if name in set(sys.modules) - before])"
+        f"print([name for name in {NOT_FOR_THE_LAYER} if name in set(sys.modules) - before], "
+        "torch.ops.torch_dropblock.draw.default)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.strip() == "[] torch_dropblock.draw.default"
 
 
 def test_public_names():
-    modules = RANK.keys() | {"integrations", "compare"}
-    public = {name for name in vars(torch_dropblock) if not name.startswith("_")} - modules
-    assert public == {
+    assert {name for name in dir(torch_dropblock) if not name.startswith("_")} == set(torch_dropblock.__all__)
+    assert set(torch_dropblock.__all__) == {
         *(f"DropBlock{dims}" for dims in ("", "1d", "2d", "3d")),
         *(f"drop_block{dims}" for dims in ("1d", "2d", "3d")),
         "seed_probability",
@@ -123,6 +123,36 @@ def test_public_names():
     }
     assert torch_dropblock.__version__
     assert (SOURCE / "py.typed").exists()
+
+
+def test_type_checkers_see_the_names_that_are_loaded():
+    (checked,) = (node for node in ast.parse(SOURCE.joinpath("__init__.py").read_text()).body if type(node) is ast.If)
+    seen = [(node.module, node.names[0].name, node.names[0].asname) for node in checked.body]
+    assert seen == [(home, name, name) for home, names in torch_dropblock._PUBLIC.items() for name in names]
+
+
+def test_public_names_are_there_before_torch_is_imported():
+    code = """
+import pickle, sys
+import torch_dropblock
+assert not hasattr(torch_dropblock, "nothing")
+assert {"DropBlock2d", "__version__"} <= set(dir(torch_dropblock))
+assert "torch" not in sys.modules, "torch was imported"
+import torch
+
+def drop(x):
+    return torch_dropblock.drop_block2d(x, 3, keep_prob=0.5)
+
+y = torch.compile(drop, fullgraph=True, backend="aot_eager")(torch.ones(2, 3, 9, 9))
+assert (y == 0).any() and (y > 1).any()
+names = {}
+exec("from torch_dropblock import *", names)
+assert set(torch_dropblock.__all__) <= set(names)
+assert all(names[name] is getattr(torch_dropblock, name) for name in torch_dropblock.__all__)
+for name in torch_dropblock.__all__:
+    assert pickle.loads(pickle.dumps(names[name])) is names[name]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 LAYER = {"keep_prob": 0.9, "rate": "exact", "share_channels": False, "inplace": False}

@@ -1,6 +1,7 @@
 """The command as it is called: what it prints, what it writes, what it says when something is wrong."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,8 @@ from PIL import Image
 from command import call, check_texts, complaint, succeed, table_rows
 from torch_dropblock import __version__, demo, expected_keep_rate, keep_rate_map, seed_probability, terminal
 from torch_dropblock.__main__ import main
-from torch_dropblock.figures import percent
+from torch_dropblock.cli import app
+from torch_dropblock.wording import percent
 
 
 @pytest.fixture
@@ -46,44 +48,74 @@ def test_no_arguments_print_the_help():
 
 @pytest.mark.parametrize("missing", ["typer", "rich", "matplotlib", "PIL", "numpy"])
 def test_a_missing_package_names_the_extra(monkeypatch, tmp_path, missing):
-    for name in ("cli", "terminal", "demo", "photo", "figures"):
+    for name in ("cli", "cli_bench", "cli_compare", "cli_playground", "cli_summary", "terminal", "demo", "photo"):
         monkeypatch.delitem(sys.modules, f"torch_dropblock.{name}", raising=False)
-    monkeypatch.setitem(sys.modules, missing, None)
+    for name in {missing, *(name for name in sys.modules if name.startswith(f"{missing}."))}:
+        monkeypatch.setitem(sys.modules, name, None)
     line = complaint("demo", "--out", tmp_path)
     assert line == f'{missing} is not installed; run: pip install "torch-dropblock[cli]"'
 
 
 def test_a_missing_module_that_no_extra_brings_is_not_hidden(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch_dropblock.cli")
-    monkeypatch.setitem(sys.modules, "torch_dropblock.figures", None)
+    monkeypatch.setitem(sys.modules, "torch_dropblock.wording", None)
     monkeypatch.setattr(sys, "argv", ["torch-dropblock", "rate", "5"])
-    with pytest.raises(ModuleNotFoundError, match=r"torch_dropblock\.figures"):
+    with pytest.raises(ModuleNotFoundError, match=r"torch_dropblock\.wording"):
         main()
 
 
-def test_in_a_pipe_that_knows_only_ascii():
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "TERM": "xterm-256color"}
+def test_in_a_pipe_that_knows_only_ascii_with_a_backend_that_is_not_installed(cat, tmp_path):
+    """Jupyter and Colab set a backend of theirs for each command that a notebook calls."""
+    environment = {
+        **os.environ,
+        "PYTHONIOENCODING": "ascii",
+        "TERM": "xterm-256color",
+        "MPLBACKEND": "module://not_installed.backend_inline",
+    }
     for name in ("COLUMNS", "FORCE_COLOR"):
         environment.pop(name, None)
-    run = subprocess.run(
-        [sys.executable, "-m", "torch_dropblock", "rate", "28x28"], env=environment, capture_output=True, timeout=60
-    )
+    command = [sys.executable, "-m", "torch_dropblock", "show", cat, "-o", "out.png"]
+    run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, timeout=120)
     assert (run.returncode, run.stderr) == (0, b"")
     assert b"\x1b" not in run.stdout
-    assert b"0.003534" in run.stdout
+    assert b"15?15" in run.stdout
     assert max(map(len, run.stdout.splitlines())) <= 80
+    assert (tmp_path / "out.png").stat().st_size > 1000
 
 
-def test_nothing_is_imported_before_it_is_needed():
+def test_version_and_help_wait_for_nothing():
+    """The whole of each takes less than half a second; PyTorch alone takes three."""
     code = """
-import sys, torch
-torchs_own = set(sys.modules)
-import torch_dropblock
-assert not {"typer", "rich", "matplotlib", "PIL", "numpy"} & (set(sys.modules) - torchs_own)
-import torch_dropblock.cli
-assert not {"matplotlib", "PIL"} & (set(sys.modules) - torchs_own)
+import contextlib, io, sys
+from torch_dropblock.__main__ import main
+from torch_dropblock.cli import app
+from torch_dropblock.wording import percent
+
+for words in ("--version", "--help", *(f"{name} --help" for name in sys.argv[1:])):
+    sys.argv = ["torch-dropblock", *words.split()]
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:
+        main()
+    assert "torch-dropblock" in out.getvalue(), words
+    imported = {"torch", "matplotlib", "PIL", "numpy", "lightning", "gradio"} & set(sys.modules)
+    assert not imported, (words, imported)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    names = [command.name or command.callback.__name__ for command in app.registered_commands]
+    assert len(names) == 7
+    subprocess.run([sys.executable, "-c", code, *names], check=True, timeout=60)
+
+
+def test_a_terminal_that_does_not_know_its_width():
+    assert succeed("rate", "28", columns=0) == succeed("rate", "28")
+
+
+def test_a_narrow_terminal_cuts_no_number(cat, tmp_path):
+    for arguments in (("rate", "4000000x4000000", "-b", "13"), ("show", cat, "-o", tmp_path / "out.png")):
+        for columns in (30, 48):
+            wide, narrow = succeed(*arguments), succeed(*arguments, columns=columns)
+            numbers = set(re.findall("[0-9.]+", wide))
+            assert len(numbers) >= 5
+            assert numbers == set(re.findall("[0-9.]+", narrow))
+            assert max(len(line) for line in narrow.splitlines() if ".png" not in line) <= columns
 
 
 # --- rate --------------------------------------------------------------------------------------------------------
@@ -242,7 +274,7 @@ def test_show_says_that_the_block_was_clamped(cat, tmp_path):
 
 def test_show_what_cannot_be_read(tmp_path):
     (tmp_path / "text.png").write_text("not an image")
-    assert complaint("show", tmp_path / "text.png") == f"{tmp_path / 'text.png'} is not an image that Pillow can read"
+    assert complaint("show", tmp_path / "text.png").startswith(f"{tmp_path / 'text.png'} is not an image ")
     assert complaint("show", tmp_path / "no.png") == f"there is no file {tmp_path / 'no.png'}"
     assert complaint("show", tmp_path) == f"{tmp_path} is a folder, not an image file"
 

@@ -1,13 +1,18 @@
 """`torch-dropblock bench`: what it prints and writes."""
 
+import io
 import json
 import re
+import sys
 
 import pytest
 import torch
+from rich.console import Console
 
 from command import call, check_texts, complaint
 from torch_dropblock import bench
+from torch_dropblock.cli_bench import _columns
+from torch_dropblock.terminal import Table
 
 
 def test_bench(tmp_path, saved):
@@ -42,6 +47,40 @@ def test_rows_are_written_as_they_come(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="out of memory"):
         call("bench", "-s", "2x3x8x8", "-s", "2x3x9x9", "--rounds", "3", "--json", rows)
     assert len(json.loads(rows.read_text())) == len(measured)
+
+
+def test_lines_are_printed_as_they_come(monkeypatch):
+    printed, measure = [], bench.measure
+
+    def note_and_measure(case, rounds):
+        printed.append(sys.stdout.getvalue())
+        return measure(case, rounds)
+
+    monkeypatch.setattr(bench, "measure", note_and_measure)
+    code, out, err = call("bench", "-s", "2x3x8x8", "-s", "2x3x10x10", "--dtype", "float32", "--rounds", "3")
+    assert (code, err) == (0, "")
+    assert "block 7, keep_prob 0.9" in printed[0]
+    assert "eager, float32, contiguous" in printed[0]
+    assert "2×3×8×8" not in printed[0]
+    assert re.search(r"\n 2×3×8×8 .*×\n$", printed[1])
+    assert out.startswith(printed[1])
+
+
+@pytest.mark.parametrize("columns", [48, 60])
+def test_a_narrow_terminal(columns):
+    code, out, _ = call("bench", "-s", "2x3x10x10", "--rounds", "3", columns=columns)
+    assert code == 0
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= columns
+    assert re.search(r"\n +ours  +[0-9.]+×\n", out)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_the_largest_table_fits_in_80_columns(on_cpu):
+    names = [bench.PRODUCT, bench.OURS, *([bench.PYTHON] if on_cpu else []), "nn.Dropout", "torchvision", "timm"]
+    cases = bench.chosen_cases(device="cpu") if on_cpu else [bench.Case(shape) for shape in bench.GPU_SHAPES]
+    table = Table(Console(file=io.StringIO(), width=80), *_columns(cases, names, on_cpu))
+    assert table.widths
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,19 @@
 """`torch-dropblock compare`: what is typed, and what is printed."""
 
+import io
 import re
 import subprocess
 import sys
 
 import pytest
 import torch
+from rich.console import Console
 
 import image_sets
 import studies
 from command import call, complaint, succeed
+from torch_dropblock.cli_compare import _print_table
+from torch_dropblock.compare.report import Difference, Line
 from torch_dropblock.compare.rows import TABLE_1
 from torch_dropblock.compare.settings import Settings
 from torch_dropblock.compare.study import Study
@@ -166,6 +170,20 @@ def test_help_says_all_defaults():
     ):
         assert words in out
     assert out.count("[default:") >= 20
+
+
+@pytest.mark.parametrize("columns", [80, 48])
+@pytest.mark.parametrize("top5", [[], [93.2, 93.25, 94.15]])
+def test_the_papers_table_fits_a_terminal(columns, top5):
+    difference = Difference(1.84, -10.12, 3.4) if not top5 else Difference(1.84, -0.12, 3.4)
+    lines = [Line(row, [76.51, 77.9, 78.35], top5, 1234.5, difference) for row in TABLE_1]
+    out = io.StringIO()
+    _print_table(Console(file=out, width=columns, highlight=False), lines, "ResNet-50")
+    assert max(map(len, out.getvalue().splitlines())) <= columns
+    assert "…" not in out.getvalue()
+    assert out.getvalue().count("77.59 ± 0.96") == len(TABLE_1)
+    assert out.getvalue().count(f"{difference.low:+.2f} to +3.40") == len(TABLE_1)
+    assert ("───" in out.getvalue()) == (columns == 80)  # a table, or else a list for each row
 
 
 def run_python(code):

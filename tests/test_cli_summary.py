@@ -3,6 +3,7 @@
 import pytest
 
 from command import complaint, succeed, table_rows
+from torch_dropblock import cli_summary, schedule
 
 
 @pytest.mark.parametrize(
@@ -80,3 +81,7 @@ def test_the_layers_of_a_network_of_your_own(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_errors_are_one_line(arguments, message):
     assert message in complaint("summary", *arguments)
+
+
+def test_the_curves_in_the_help_are_those_there_are():
+    assert list(schedule.CURVES) == list(cli_summary.CURVES)

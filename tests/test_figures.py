@@ -64,25 +64,6 @@ def test_share_dropped():
     assert figures.share_dropped(torch.tensor([[True, False], [True, True]])) == 0.25
 
 
-@pytest.mark.parametrize(
-    ("share", "text"),
-    [
-        (0.0, "0 %"),
-        (1.0, "100 %"),
-        (1 - 0.9, "10.0 %"),
-        (0.3, "30.0 %"),
-        (0.0939, "9.39 %"),
-        (0.001, "0.100 %"),
-        (0.00001234, "0.00123 %"),
-        (1.5e-9, "1.50e-07 %"),
-        (0.99963, "99.963 %"),
-        (1 - 1e-9, "99.99999990 %"),
-    ],
-)
-def test_percent(share, text):
-    assert figures.percent(share) == text
-
-
 # --- panels ------------------------------------------------------------------------------------------------------
 
 

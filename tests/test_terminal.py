@@ -1,7 +1,10 @@
 """What was typed and what is printed, apart from the commands: `test_cli` tries the rest as a user would."""
 
+import io
+
 import pytest
 import torch
+from rich.console import Console
 
 from torch_dropblock import terminal
 
@@ -33,3 +36,44 @@ def test_one_thread_gives_the_others_back():
     with terminal.one_thread():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == threads
+
+
+HEADER = ("block", "γ", "seed probability", "± of it")
+ROWS = [("7×7", "0.0035", "10.0 %", "0.1"), ("a long\nname", "0.1", "100 %", "12.5")]
+WHOLE = """
+ block        γ  seed probability  ± of it
+ ─────────────────────────────────────────
+ 7×7     0.0035            10.0 %      0.1
+ a long     0.1             100 %     12.5
+ name
+
+"""
+WRAPPED = """
+                        seed  ± of
+ block        γ  probability    it
+ ─────────────────────────────────
+ 7×7     0.0035       10.0 %   0.1
+ a long     0.1        100 %  12.5
+ name
+
+"""
+LISTED = """
+ block 7×7
+   γ                 0.0035
+   seed probability  10.0 %
+   ± of it           0.1
+ block a longname
+   γ                 0.1
+   seed probability  100 %
+   ± of it           12.5
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("width", "text"), [(80, WHOLE), (42, WHOLE), (41, WRAPPED), (34, WRAPPED), (33, LISTED), (9, LISTED)]
+)
+def test_a_table_fits_whatever_the_width(width, text):
+    out = io.StringIO()
+    terminal.print_table(Console(file=out, width=width), HEADER, ROWS)
+    assert out.getvalue() == text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 # what each extra brings, by the names they are imported under
@@ -18,6 +19,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # γ and × are not in every code page; a question mark for them is better than a traceback
             stream.reconfigure(errors="replace")
+    # no command opens a window, and notebooks set a backend that may not be installed here
+    os.environ["MPLBACKEND"] = "agg"
     try:
         from .cli import app
 
@@ -27,7 +30,7 @@ def main() -> None:
         extra = next((extra for extra, names in EXTRAS.items() if name in names), None)
         if extra is None:
             raise
-        message = f'error: {error.name} is not installed; run: pip install "torch-dropblock[{extra}]"'
+        message = f'error: {name} is not installed; run: pip install "torch-dropblock[{extra}]"'
         print(message, file=sys.stderr)
         sys.exit(2)
 

@@ -1,6 +1,7 @@
 """The command `torch-dropblock`: read what was typed, ask the library, print or draw.
 
-What needs matplotlib or Pillow is imported by the commands that draw: the others and `--help` do not wait for it.
+What takes long to import, PyTorch, matplotlib and Pillow, is imported by the commands that use it: `--help` and
+`--version` do not wait for it.
 """
 
 from __future__ import annotations
@@ -9,29 +10,28 @@ import math
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from . import __version__, checks, figures, geometry
+from . import __version__
 from .cli_bench import bench
 from .cli_compare import compare
 from .cli_playground import playground
 from .cli_summary import summary
-from .figures import joined, percent, share_dropped
 from .terminal import (
     BlockSize,
     KeepProb,
     new_console,
-    new_table,
     one_line_errors,
     one_thread,
     parsed_keep_prob,
     parsed_size,
     print_clamped,
     print_path,
+    print_table,
     unwrapped,
     writable,
 )
+from .wording import joined, percent
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -97,6 +97,7 @@ def demo(
 
     [cyan]torch-dropblock demo --out pictures --seed 7[/]
     """
+    from . import figures
     from .demo import KEEP_PROB, MASKS, Demo
 
     out.mkdir(parents=True, exist_ok=True)
@@ -105,12 +106,10 @@ def demo(
         pages = content.pages()
         for name, page in pages.items():
             page.savefig(out / name)
-    table = new_table("block", "γ", "asked", "expected", "measured", "picture")
-    for row in content.shares():
-        table.add_row(*row)
+    rows = content.shares()
     console = new_console()
     console.print(f"Share dropped in percent: map of {joined(content.size)}, keep_prob {KEEP_PROB}", style="bold")
-    console.print(table)
+    print_table(console, ("block", "γ", "asked", "expected", "measured", "picture"), rows)
     console.print(
         f"measured: the mean over {MASKS:,} independent masks, ± its standard error\n"
         "picture:  the one mask in block-sizes.png, which varies more for large blocks\n"
@@ -126,7 +125,7 @@ def demo(
 @one_line_errors
 @one_thread()
 def show(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Any image file that Pillow reads.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture: PNG, JPEG, WebP, TIFF, GIF, …")],
     block_size: BlockSize = "15",
     keep_prob: KeepProb = "0.7",
     rate: Annotated[
@@ -148,6 +147,9 @@ def show(
 
     [cyan]torch-dropblock show cat.jpg --block-size 31x15 --keep-prob 0.5 --seed 3 -o cat.pdf[/]
     """
+    import torch
+
+    from . import checks, figures, geometry
     from .photo import read_photo
 
     wanted = checks.positive_ints("block_size", parsed_size("block_size", block_size), 2)
@@ -172,12 +174,11 @@ def show(
 
     gamma = geometry.seed_probability(size, block, keep, kind)
     expected = 1 - geometry.expected_keep_rate(size, block, gamma)
-    table = new_table("block", "γ", "asked", "expected", "this picture")
-    shares = (percent(share) for share in (1 - keep, expected, share_dropped(kept)))
-    table.add_row(joined(block), f"{gamma:.4g}", *shares)
+    shares = (percent(share) for share in (1 - keep, expected, figures.share_dropped(kept)))
     console = new_console()
     console.print(f"Share dropped: picture {size[0]} high and {size[1]} wide, keep_prob {keep:g}", style="bold")
-    console.print(table)
+    header = ("block", "γ", "asked", "expected", "this picture")
+    print_table(console, header, [(joined(block), f"{gamma:.4g}", *shares)])
     print_clamped(console, wanted, block)
     print_path(console, target)
 
@@ -202,6 +203,8 @@ def rate(
 
     [cyan]torch-dropblock rate 8x16x16 -b 3x5x5[/]  a volume
     """
+    from . import checks, geometry
+
     map_size = checks.positive_ints("SIZE", parsed_size("SIZE", size), None)
     wanted = checks.positive_ints("block_size", parsed_size("block_size", block_size), len(map_size))
     keep = checks.probability("keep_prob", parsed_keep_prob(keep_prob))
@@ -223,12 +226,9 @@ def rate(
         f"least, at the {border}",
     )
 
-    table = new_table("", *checks.RATES)
-    for row in zip(names, *columns, strict=True):
-        table.add_row(*row)
     console = new_console()
     console.print(f"Map of {joined(map_size)}, blocks of {joined(block)}, keep_prob {keep:g}", style="bold")
-    console.print(table)
+    print_table(console, ("", *checks.RATES), list(zip(names, *columns, strict=True)))
     print_clamped(console, wanted, block)
 
 

@@ -5,20 +5,27 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from rich.console import Console
 
-from . import bench as benchmark
-from . import checks, figures
-from .figures import joined
-from .terminal import KeepProb, new_console, new_table, one_of, parsed_keep_prob, parsed_size, print_path, writable
+from .terminal import (
+    KeepProb,
+    Table,
+    new_console,
+    one_of,
+    parsed_keep_prob,
+    parsed_size,
+    print_path,
+    writable,
+)
+from .wording import joined
 
-# so that a line of the table has room in 80 columns
-SHORT = {benchmark.OURS: "ours", benchmark.PYTHON: "in Python", "nn.Dropout": "Dropout"}
+if TYPE_CHECKING:
+    from .bench import Case, Row
 
 
 def bench(
@@ -55,7 +62,10 @@ def bench(
 
     [cyan]torch-dropblock bench --device cuda --json rows.json --plot ratios.png[/]
     """
-    from rich.progress import Progress
+    import torch
+
+    from . import bench as benchmark
+    from . import checks
 
     keep = checks.probability("keep_prob", parsed_keep_prob(keep_prob))
     for target in (json_file, plot):
@@ -74,53 +84,78 @@ def bench(
             device=device,
         )
     )
-    rows: list[benchmark.Row] = []
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=len(wanted))
-        for case in wanted:
-            progress.update(task, description=str(case))
-            rows += benchmark.measure(case, rounds)
-            progress.advance(task)
-            if json_file:  # as they come: what a later case runs into leaves them there
-                json_file.write_text(json.dumps(benchmark.as_json(rows), indent=1) + "\n")
-
-    console = new_console()
-    about = ", ".join(f"{name} {value}" for name, value in benchmark.machine(device).items())
-    names = list(dict.fromkeys(row.contender for row in rows))
     on_cpu = torch.device(device).type == "cpu"
+    about = ", ".join(f"{name} {value}" for name, value in benchmark.machine(device).items())
+    console = new_console()
     console.print(f"Forward and backward together, block {block_size}, keep_prob {keep:g}", style="bold")
     console.print(about)
-    for kind, group in itertools.groupby(wanted, key=lambda case: case.kind):
-        speed = [] if on_cpu else [f"{benchmark.PRODUCT}, GB/s", "ours, GB/s"]
-        table = new_table("", f"{benchmark.PRODUCT}, ms", *(SHORT.get(name, name) for name in names[1:]), *speed)
-        for case in group:
-            of_case = {row.contender: row for row in rows if row.case == case}
-            product = of_case[benchmark.PRODUCT]
-            doubt = "?" if product.spread > benchmark.UNSTABLE else ""
-            ratios = (_times(of_case[name].ratio) if name in of_case else "" for name in names[1:])
-            rates = (f"{row.gigabytes_per_second:.0f}" for row in (product, of_case[benchmark.OURS]) if not on_cpu)
-            table.add_row(joined(case.shape), f"{product.median_us / 1000:.2f}{doubt}", *ratios, *rates)
+    names = list(dict.fromkeys(name for case in wanted for name in benchmark.contenders(case)))
+    header, widths = _columns(wanted, names, on_cpu)
+    rows: list[Row] = []
+    for kind, cases in itertools.groupby(wanted, key=lambda case: case.kind):
         console.print(f"\n{kind}")
-        console.print(table)
-    most = max((row for row in rows if row.contender == benchmark.OURS), key=lambda row: row.saved_bytes_per_element)
+        table = Table(console, header, widths)
+        for case in cases:
+            with Console(stderr=True).status(f"measuring {joined(case.shape)}", refresh_per_second=1):
+                measured = benchmark.measure(case, rounds)
+            table.row(_cells(case, measured, names, on_cpu))
+            rows += measured
+            if json_file:  # as they come: what a later case runs into leaves them there
+                json_file.write_text(json.dumps(benchmark.as_json(rows), indent=1) + "\n")
+    console.print()
+    _print_notes(console, rows, on_cpu)
+    if json_file:
+        print_path(console, json_file)
+    if plot:
+        _draw(plot, rows, wanted, names, about)
+        print_path(console, plot)
+
+
+def _columns(wanted: Sequence[Case], names: Sequence[str], on_cpu: bool) -> tuple[list[str], list[int]]:
+    """Headers, and widths with room for what cells may hold; with torchvision and timm they fit in 80 columns."""
+    from .bench import OURS, PRODUCT, PYTHON
+
+    short = {OURS: "ours", PYTHON: "in Python", "nn.Dropout": "Dropout"}
+    contenders = [short.get(name, name) for name in names[1:]]
+    speed = [] if on_cpu else [f"{PRODUCT}, GB/s", "ours, GB/s"]
+    shape = max(len(joined(case.shape)) for case in wanted)
+    return ["", f"{PRODUCT}, ms", *contenders, *speed], [shape, 8, *(6 for _ in contenders), *(5 for _ in speed)]
+
+
+def _cells(case: Case, measured: Sequence[Row], names: Sequence[str], on_cpu: bool) -> list[str]:
+    from .bench import OURS, PRODUCT, UNSTABLE
+
+    rows = {row.contender: row for row in measured}
+    product = rows[PRODUCT]
+    doubt = "?" if product.spread > UNSTABLE else ""
+    ratios = [_times(rows[name].ratio) if name in rows else "" for name in names[1:]]
+    speed = [] if on_cpu else [f"{row.gigabytes_per_second:.0f}" for row in (product, rows[OURS])]
+    return [joined(case.shape), f"{product.median_us / 1000:.2f}{doubt}", *ratios, *speed]
+
+
+def _print_notes(console: Console, rows: Sequence[Row], on_cpu: bool) -> None:
+    from .bench import OURS, PRODUCT, PYTHON, UNSTABLE
+
+    most = max((row for row in rows if row.contender == OURS), key=lambda row: row.saved_bytes_per_element)
     saved = most.saved_bytes_per_element
-    if benchmark.PYTHON in names:
+    if any(row.contender == PYTHON for row in rows):
         console.print("in Python: ours where its native library is not built.")
     console.print(f"Tensors saved for backward by torch-dropblock: at most {saved:.2g} bytes per element.")
     if not on_cpu:
         console.print(f"That is {most.saved_bytes} bytes a call. GB/s: of the memory that has to move, by device time.")
-    if any(row.spread > benchmark.UNSTABLE for row in rows if row.contender == benchmark.PRODUCT):
-        console.print("?: x * c itself was not stable within the run; more --rounds, or a quieter machine, tell more.")
-    if json_file:
-        print_path(console, json_file)
-    if plot:
-        by_name = {
-            name: [next((r.ratio for r in rows if r.case == case and r.contender == name), math.nan) for case in wanted]
-            for name in names[1:]
-        }
-        with figures.house_style():
-            figures.ratios_page(by_name, [str(case) for case in wanted], about).savefig(plot)
-        print_path(console, plot)
+    if any(row.spread > UNSTABLE for row in rows if row.contender == PRODUCT):
+        console.print("?: the baseline varied by more than 20 %; use more --rounds or a less busy machine.")
+
+
+def _draw(plot: Path, rows: Sequence[Row], wanted: Sequence[Case], names: Sequence[str], about: str) -> None:
+    from . import figures
+
+    by_name = {
+        name: [next((r.ratio for r in rows if r.case == case and r.contender == name), math.nan) for case in wanted]
+        for name in names[1:]
+    }
+    with figures.house_style():
+        figures.ratios_page(by_name, [str(case) for case in wanted], about).savefig(plot)
 
 
 def _times(ratio: float) -> str:
@@ -128,6 +163,8 @@ def _times(ratio: float) -> str:
 
 
 def _input_shape(text: str) -> tuple[int, ...]:
+    from . import checks
+
     numbers = parsed_size("--shape", text)
     if not isinstance(numbers, list) or not 3 <= len(numbers) <= 5:
         raise ValueError(f"--shape must be 3 to 5 numbers, batch and channels first, such as 32x64x28x28, got {text!r}")

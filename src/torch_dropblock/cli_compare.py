@@ -1,6 +1,6 @@
 """`torch-dropblock compare`: which regulariser wins, on real images.
 
-What needs Lightning, torchvision and scikit-learn is imported when the command runs: `--help` does not wait for it.
+What takes long to import, such as PyTorch and Lightning, is imported when the command runs: `--help` does not wait.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from . import checks
-from .study_progress import StudyProgress
-from .terminal import new_console, new_table, one_thread, print_path
+from .terminal import new_console, one_thread, print_path, print_table
 
 if TYPE_CHECKING:
     from .compare.report import Line
@@ -27,7 +25,8 @@ ROWS = (
 )
 
 
-NAME_WIDTH = 16  # of a row in the table, so that the paper's have room in 80 columns
+# of a row in the table, without and with top-5, so that the paper's have room in 80 columns
+NAME_WIDTHS = (16, 12)
 
 
 def _in(panel: str, *flags: str, metavar: str, help: str, **options: Any) -> Any:
@@ -159,12 +158,14 @@ def compare(
 
     [cyan]torch-dropblock compare --rows dropblock,dropblock:block_size=2,dropblock:curve=constant --out study[/]
     """
+    from . import checks
     from .compare import data as images
     from .compare import networks, processes, report, study
     from .compare.image_file import UnreadableImageError
     from .compare.records import Records
     from .compare.rows import TABLE_1, parsed
     from .compare.settings import settings_of
+    from .study_progress import StudyProgress
 
     checks.whole_number("--seeds", seeds, at_least=1)
     settings = settings_of(
@@ -235,13 +236,11 @@ def _print_table(console: Console, lines: list[Line], title: str) -> None:
     from .compare import report
 
     with_top5 = any(line.top5 for line in lines)
-    table = new_table(*report.header(lines))
-    table.pad_edge = False
+    rows = []
     for line in lines:
         name, *values = report.cells(line, with_top5)
-        table.add_row(report.wrapped(name, NAME_WIDTH), *values)
+        rows.append([report.wrapped(name, NAME_WIDTHS[with_top5]), *values])
     console.print(Text(title, style="bold"))
-    # whole, where it is wider than the terminal or what a log takes for one
-    width = max(console.width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
-    Console(highlight=False, width=width).print(table)
+    header = [name.replace("/", " / ") for name in report.header(lines)]  # which breaks where there is little room
+    print_table(console, header, rows)
     console.print(report.NOTE + "\n")

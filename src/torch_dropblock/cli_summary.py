@@ -8,15 +8,13 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from . import checks, maps, named_models, sites
-from .insertion import insert_dropblock
-from .resnet import insert_dropblock_resnet
-from .schedule import CURVES, KeepProbSchedule
-from .summary import dropblock_summary
+from . import named_models
 from .terminal import BlockSize, KeepProb, new_console, one_of, parsed_keep_prob, parsed_size
 
 # in how many steps --progress is told
 STEPS = 10**6
+# `schedule.CURVES`, which `--help` does not wait for
+CURVES = ("linear", "cosine", "constant", "step")
 
 
 def summary(
@@ -53,6 +51,12 @@ def summary(
 
     [cyan]torch-dropblock summary my_net.py:build -i 1x1x64x64[/]  layers that your own network has
     """
+    from . import checks, maps, sites
+    from .insertion import insert_dropblock
+    from .resnet import insert_dropblock_resnet
+    from .schedule import KeepProbSchedule
+    from .summary import dropblock_summary
+
     shape = parsed_size("--input-size", input_size)
     if not isinstance(shape, list):
         raise ValueError(f"--input-size must be the shape of the input, such as 1x3x224x224, got {input_size!r}")  # noqa: TRY004

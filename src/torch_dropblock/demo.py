@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import figures, geometry
-from .figures import joined, percent, share_dropped
+from .figures import share_dropped
 from .functional import drop_block2d
 from .photo import builtin_photo
+from .wording import joined, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 FORMS = "torchvision:NAME, timm:NAME, package.module:FUNCTION or file.py:FUNCTION"
 
@@ -23,6 +24,8 @@ def build(name: str) -> nn.Module:
     Raises:
         ValueError: there is no such network, or what is named gives none.
     """
+    from torch import nn
+
     source, _, what = name.rpartition(":")
     if not source or not what:
         raise ValueError(f"MODEL must be {FORMS}, got {name!r}")

@@ -5,19 +5,18 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, NoReturn, ParamSpec
 
-import torch
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from .figures import joined
+from .wording import joined
 
 P = ParamSpec("P")
 
@@ -56,6 +55,8 @@ def unwrapped(docstring: str) -> str:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """What these commands do takes one thread seconds; two, waiting for each other on a busy machine, take a minute."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -85,15 +86,65 @@ def parsed_keep_prob(text: str) -> float:
 
 
 def new_console() -> Console:
-    return Console(highlight=False)
+    console = Console(highlight=False)
+    console.width = console.width or 80  # a terminal that does not know its width may say 0
+    return console
 
 
-def new_table(first: str, *columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column(first, no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
+class Table:
+    """A table that is printed row by row, the first column to the left: no cell is ever cut.
+
+    Where it is too wide for the terminal its headers wrap at blanks. Where that is not enough each row becomes a list
+    of values, one a line.
+    """
+
+    GAP, MARGIN = 2, 1
+
+    def __init__(self, console: Console, header: Sequence[str], widths: Sequence[int]) -> None:
+        """Print the header of columns whose cells have these widths."""
+        self.console, self.header = console, header
+        words = [max([width, *map(len, name.split())]) for name, width in zip(header, widths, strict=True)]
+        whole = [max(width, len(name)) for name, width in zip(header, widths, strict=True)]
+        self.widths: list[int] = next((fit for fit in (whole, words) if self._total(fit) <= console.width), [])
+        console.print()
+        if self.widths:
+            wrapped = [textwrap.wrap(name, width) for name, width in zip(header, self.widths, strict=True)]
+            deepest = max(map(len, wrapped))
+            self._print_lines([[""] * (deepest - len(lines)) + lines for lines in wrapped], style="bold")
+            self._print("─" * (self._total(self.widths) - self.MARGIN))
+
+    def row(self, cells: Sequence[str]) -> None:
+        if self.widths:
+            self._print_lines([cell.split("\n") for cell in cells])
+            return
+        name, *values = cells
+        self._print(f"{self.header[0]} {name}".strip().replace("\n", ""))
+        longest = max(map(len, self.header))
+        for label, value in zip(self.header[1:], values, strict=True):
+            self._print(f"  {label:{longest}}  {value}")
+
+    def _total(self, widths: Sequence[int]) -> int:
+        return self.MARGIN + sum(widths) + self.GAP * (len(widths) - 1)
+
+    def _print_lines(self, cells: Sequence[Sequence[str]], style: str = "") -> None:
+        left, *widths = self.widths
+        for first, *others in zip_longest(*cells, fillvalue=""):
+            numbers = (f"{cell:>{width}}" for cell, width in zip(others, widths, strict=True))
+            self._print((" " * self.GAP).join([f"{first:{left}}", *numbers]), style)
+
+    def _print(self, line: str, style: str = "") -> None:
+        self.console.print(Text(" " * self.MARGIN + line.rstrip(), style), soft_wrap=True)
+
+
+def print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [
+        max((len(line) for cell in column for line in cell.split("\n")), default=0)
+        for column in zip(*rows, strict=True)
+    ]
+    table = Table(console, header, widths)
+    for row in rows:
+        table.row(row)
+    console.print()
 
 
 def print_clamped(console: Console, wanted: tuple[int, ...], block: tuple[int, ...]) -> None:

@@ -81,8 +81,8 @@ class Watch:
             trained = f"trained for {self.passes} passes" if self.passes else f"been updated {self._updates()} times"
             warn(
                 f"the network has {trained}, but its schedule of total_steps={self.total_steps} has been stepped 0 "
-                "times, so its layers stay where they are; call schedule.step() after each optimizer.step(), or after each "
-                "epoch if total_steps counts epochs"
+                "times, so its layers stay where they are; call schedule.step() after each optimizer.step(), or after "
+                "each epoch if total_steps counts epochs"
             )
 
     def _updates(self) -> int:
