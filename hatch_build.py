@@ -23,7 +23,7 @@ FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fno-ma
 
 class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        package = Path(self.root, "src", "torch_dropblock")
+        package = Path(self.root, "src", "torch_dropblock", "backends")
         self.folder = tempfile.TemporaryDirectory()
         library = (package if version == "editable" else Path(self.folder.name)) / "_native.so"
         library.unlink(missing_ok=True)
@@ -33,7 +33,7 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
             return
         self.app.display_info("with the native library")
         if version != "editable":  # which has it beside its source
-            build_data["force_include"][str(library)] = "torch_dropblock/_native.so"
+            build_data["force_include"][str(library)] = "torch_dropblock/backends/_native.so"
         build_data["pure_python"] = False
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{platform}"  # it knows nothing of Python's version

@@ -44,4 +44,4 @@ def docs(session: nox.Session) -> None:
     """The documentation, strictly, and in a browser where there is one; Python 3.11 or later."""
     session.install("-e", ".[docs,test]")
     session.run("python", "website/build.py")
-    session.run("python", "-m", "pytest", "tests/test_website.py", "tests/test_examples.py")
+    session.run("python", "-m", "pytest", "tests/repository/test_website.py", "tests/repository/test_examples.py")

@@ -29,8 +29,9 @@ import torch
 
 from resnet50_step import PLAIN
 from resnet50_step import measure as measure_resnet
-from torch_dropblock import backend_report, bench
-from torch_dropblock.bench import OURS, PRODUCT, Case
+from torch_dropblock import backend_report
+from torch_dropblock.bench import measure as bench
+from torch_dropblock.bench.measure import OURS, PRODUCT, Case
 
 RESULTS = Path(__file__).parent / "results"
 Rows = list[dict[str, Any]]

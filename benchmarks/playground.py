@@ -23,7 +23,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from torch_dropblock.bench import processor
+from torch_dropblock.bench.measure import processor
 
 WIDTH, HEIGHT = 1440, 900
 COLOURS = 256

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_dropblock import DropBlock2d, expected_keep_rate, seed_probability
-from torch_dropblock.bench import processor
+from torch_dropblock.bench.measure import processor
 
 KEEP_PROB = 0.9
 DROP_PROB = 0.1

@@ -27,8 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from network import ResNet50
-from torch_dropblock import insert_dropblock, insert_dropblock_resnet, native
-from torch_dropblock.bench import OURS, PRODUCT, PYTHON, machine, peer, spread, take_turns
+from torch_dropblock import insert_dropblock, insert_dropblock_resnet
+from torch_dropblock.backends import native
+from torch_dropblock.bench.measure import OURS, PRODUCT, PYTHON, machine, peer, spread, take_turns
 
 PLAIN = "no layer"
 BLOCK_SIZE, KEEP_PROB = 7, 0.9

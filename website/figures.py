@@ -16,11 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from torch_dropblock import expected_keep_rate, figures, reference, seed_probability
-from torch_dropblock.checks import Rate
-from torch_dropblock.demo import Demo
-from torch_dropblock.figures import ACCENT, DROPPED, INK, KEPT, MUTED, caption, percent, share_dropped
-from torch_dropblock.schedule import CURVES
+from torch_dropblock import expected_keep_rate, seed_probability
+from torch_dropblock.core import reference
+from torch_dropblock.core.checks import Rate
+from torch_dropblock.networks.schedule import CURVES
+from torch_dropblock.pictures import figures
+from torch_dropblock.pictures.demo import Demo
+from torch_dropblock.pictures.figures import ACCENT, DROPPED, INK, KEPT, MUTED, caption, percent, share_dropped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,37 +9,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .backends import backend_report as backend_report
-    from .backends import use_backend as use_backend
-    from .conversion import convert_dropblock as convert_dropblock
-    from .functional import drop_block1d as drop_block1d
-    from .functional import drop_block2d as drop_block2d
-    from .functional import drop_block3d as drop_block3d
-    from .geometry import expected_keep_rate as expected_keep_rate
-    from .geometry import keep_rate_map as keep_rate_map
-    from .geometry import seed_probability as seed_probability
-    from .insertion import insert_dropblock as insert_dropblock
-    from .insertion import remove_dropblock as remove_dropblock
-    from .modules import DropBlock as DropBlock
-    from .modules import DropBlock1d as DropBlock1d
-    from .modules import DropBlock2d as DropBlock2d
-    from .modules import DropBlock3d as DropBlock3d
-    from .resnet import insert_dropblock_resnet as insert_dropblock_resnet
-    from .schedule import KeepProbSchedule as KeepProbSchedule
-    from .summary import dropblock_summary as dropblock_summary
-    from .uncertainty import mc_dropblock as mc_dropblock
+    from .backends.choice import backend_report as backend_report
+    from .backends.choice import use_backend as use_backend
+    from .core.geometry import expected_keep_rate as expected_keep_rate
+    from .core.geometry import keep_rate_map as keep_rate_map
+    from .core.geometry import seed_probability as seed_probability
+    from .layer.functional import drop_block1d as drop_block1d
+    from .layer.functional import drop_block2d as drop_block2d
+    from .layer.functional import drop_block3d as drop_block3d
+    from .layer.modules import DropBlock as DropBlock
+    from .layer.modules import DropBlock1d as DropBlock1d
+    from .layer.modules import DropBlock2d as DropBlock2d
+    from .layer.modules import DropBlock3d as DropBlock3d
+    from .networks.conversion import convert_dropblock as convert_dropblock
+    from .networks.insertion import insert_dropblock as insert_dropblock
+    from .networks.insertion import remove_dropblock as remove_dropblock
+    from .networks.monte_carlo import mc_dropblock as mc_dropblock
+    from .networks.resnet import insert_dropblock_resnet as insert_dropblock_resnet
+    from .networks.schedule import KeepProbSchedule as KeepProbSchedule
+    from .networks.summary import dropblock_summary as dropblock_summary
 else:
     _PUBLIC = {
-        "backends": ("backend_report", "use_backend"),
-        "conversion": ("convert_dropblock",),
-        "functional": ("drop_block1d", "drop_block2d", "drop_block3d"),
-        "geometry": ("expected_keep_rate", "keep_rate_map", "seed_probability"),
-        "insertion": ("insert_dropblock", "remove_dropblock"),
-        "modules": ("DropBlock", "DropBlock1d", "DropBlock2d", "DropBlock3d"),
-        "resnet": ("insert_dropblock_resnet",),
-        "schedule": ("KeepProbSchedule",),
-        "summary": ("dropblock_summary",),
-        "uncertainty": ("mc_dropblock",),
+        "backends.choice": ("backend_report", "use_backend"),
+        "core.geometry": ("expected_keep_rate", "keep_rate_map", "seed_probability"),
+        "layer.functional": ("drop_block1d", "drop_block2d", "drop_block3d"),
+        "layer.modules": ("DropBlock", "DropBlock1d", "DropBlock2d", "DropBlock3d"),
+        "networks.conversion": ("convert_dropblock",),
+        "networks.insertion": ("insert_dropblock", "remove_dropblock"),
+        "networks.monte_carlo": ("mc_dropblock",),
+        "networks.resnet": ("insert_dropblock_resnet",),
+        "networks.schedule": ("KeepProbSchedule",),
+        "networks.summary": ("dropblock_summary",),
     }
     __all__ = [name for names in _PUBLIC.values() for name in names]
 

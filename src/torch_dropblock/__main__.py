@@ -22,7 +22,7 @@ def main() -> None:
     # no command opens a window, and notebooks set a backend that may not be installed here
     os.environ["MPLBACKEND"] = "agg"
     try:
-        from .cli import app
+        from .command.app import app
 
         app()
     except ModuleNotFoundError as error:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from scipy import stats
 
-from ..figures import ACCENT, INK, MARGIN, MIN_WIDTH, MUTED, house_style
+from ..pictures.figures import ACCENT, INK, MARGIN, MIN_WIDTH, MUTED, house_style
 from .result_lines import Result
 from .rows import BASELINE
 from .settings import Settings

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .. import checks
+from ..core import checks
 from .settings import CHOICES, Settings
 
 # The paper's Table 1, whose ImageNet results with ResNet-50 these keep_prob are the best of.

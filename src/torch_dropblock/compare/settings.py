@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .. import checks
-from ..schedule import CURVES
+from ..core import checks
+from ..networks.schedule import CURVES
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "rate": checks.RATES,

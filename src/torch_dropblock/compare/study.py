@@ -19,10 +19,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import distributed
 
-from ..bench import machine
+from ..bench.measure import machine
 from .checkpoints import WholeCheckpoints, check
+from .distributed import Children, Machine, is_first_process, leave_group, without_signals
 from .image_file import UnreadableImageError, unreadable
-from .processes import Children, Machine, is_first_process, leave_group, without_signals
 from .records import Records
 from .result_lines import Result
 from .rows import Row

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from ..schedule import KeepProbSchedule
-from . import networks, noise
+from ..networks.schedule import KeepProbSchedule
+from . import networks, regularisers
 from .rows import Row
 from .settings import MILESTONES, WARMUP, Settings
 from .source import Source
@@ -43,7 +43,7 @@ class Run(LightningModule):
         if row.noise:
             last = networks.side_of_last_map(settings.model, source.side)
             block_size = row.noise.block_size or min(7, last)
-            noise.insert(self.network, row.noise.kind, row.noise.keep_prob, block_size, row.noise.rate)
+            regularisers.insert(self.network, row.noise.kind, row.noise.keep_prob, block_size, row.noise.rate)
         self.loss = nn.CrossEntropyLoss(label_smoothing=row.label_smoothing)
         self.schedule: KeepProbSchedule | None = None
         # [epoch, value] by name, seconds of a step by epoch, and of all so far; part of the checkpoint

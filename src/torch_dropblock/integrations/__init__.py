@@ -1,1 +1,1 @@
-"""Training frameworks, each imported by its own file alone."""
+"""DropBlock in other libraries' trainers, one file for each. Imports `networks` and what it stands on."""

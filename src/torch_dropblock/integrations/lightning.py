@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..hints import hinted, warn
-from ..modules import DropBlock2d
-from ..schedule import Curve, KeepProbSchedule
+from ..core.hints import hinted, warn
+from ..layer.modules import DropBlock2d
+from ..networks.schedule import Curve, KeepProbSchedule
 
 
 def _callback_of_each_framework() -> type:

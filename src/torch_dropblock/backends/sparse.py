@@ -1,0 +1,243 @@
+"""The sparse path: from the few seeds of `drawing.py` to the memory that their blocks cover, which is zeroed.
+
+    rng_seed ── draw_seeds ──> seeds ── apply_blocks ──> output
+                                          count_dropped: the scale, then
+                                          scale_and_zero: rows of memory (CPU)
+                                          apply_masked: a mask (other devices)
+
+No mask is kept: the backward pass has the RNG seed and draws the same seeds again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+from ..core.geometry import Size
+from ..core.seeds import Blocks
+
+# How many bytes are worked on at once, so that the second pass over them finds them in the cache.
+BYTES_AT_ONCE = 1 << 24
+# How many bytes of the mask are counted at once: memory that small is found in the cache again at the next call, where
+# the operating system would have to clear new pages for a whole mask.
+COUNTED_AT_ONCE = 1 << 18
+WHOLE = slice(None)
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+# --- from seeds to memory ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cover:
+    """The memory that blocks cover in a tensor of some strides, as contiguous stretches of `length` elements.
+
+    `first` is the offset of each block's first unit, in the order of the seeds; the stretches of a block start at
+    `offsets` from there, which are `steps`, an extent and a stride for each axis, written out.
+    """
+
+    first: Tensor
+    length: int
+    offsets: tuple[int, ...]
+    steps: tuple[tuple[int, int], ...]
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """The offset of each stretch, those of a block one after the other."""
+        first, device = self.first.unsqueeze(1), self.first.device
+        if len(self.offsets) == 1:
+            return self.first
+        if device.type == "cpu":
+            return (first + torch.tensor(self.offsets, dtype=torch.int64, device="cpu")).flatten()
+        # a list that the host copies to a GPU is waited for, numbers that it launches kernels with are not
+        for extent, stride in reversed(self.steps):
+            axis = torch.arange(0, extent * stride, stride, dtype=torch.int64, device=device)
+            first = (first.unsqueeze(-1) + axis).flatten(1)
+        return first.flatten()
+
+    def fill(self, memory: Tensor, value: float, span: slice = WHOLE, before: int = 0) -> None:
+        """Write `value` over the blocks of the seeds in `span`; `before` elements are not part of `memory`."""
+        reach = 1 + sum((n - 1) * stride for n, stride in zip(memory.shape, memory.stride(), strict=True))
+        if self.length == 1 and len(self.first) > 2048:
+            # element by element: one pass for each offset keeps the index in the cache
+            first = self.first[span] - before if before else self.first[span]
+            elements = memory.as_strided((reach,), (1,))
+            for offset in self.offsets:
+                elements[offset:].index_fill_(0, first, value)
+            return
+        n = len(self.offsets)
+        starts = self.starts if span == WHOLE else self.starts[span.start * n : span.stop * n]
+        # row i of this view is the stretch of memory that starts at element i
+        rows = memory.as_strided((reach - self.length + 1, self.length), (1, 1))
+        rows.index_fill_(0, starts - before if before else starts, value)
+
+
+def cover(seeds: Tensor, blocks: Blocks, strides: Size) -> Cover:
+    """Where the blocks of `seeds` lie in a tensor of these strides."""
+    rank = len(blocks.lead)
+    axes = [(strides[i], blocks.lead[i]) for i in blocks.shared]
+    axes += zip(strides[rank:], blocks.block, strict=True)
+    return Cover(_first_units(seeds, blocks, strides), *_stretches(tuple(axes)))
+
+
+def _first_units(seeds: Tensor, blocks: Blocks, strides: Size) -> Tensor:
+    """The offset in memory of the first unit of each block.
+
+    A seed is a number whose digits, in a mixed radix, are its plane's indices and its place in the valid region.
+    The last digit steps by the last stride; each other digit adds what its own stride differs from a carry.
+    """
+    rank = len(blocks.lead)
+    digits = [(n, strides[i]) for i, n in enumerate(blocks.lead) if i not in blocks.shared]
+    digits += zip(blocks.valid, strides[rank:], strict=True)
+    units = seeds * digits[-1][1]
+    quotient, divisor = seeds, 1
+    for (_, stride), (radix, inner) in zip(reversed(digits[:-1]), reversed(digits), strict=False):
+        divisor *= radix
+        if stride != radix * inner:
+            if divisor > 1:
+                # exact below 2^53, and twice as fast as a division of integers
+                quotient, divisor = quotient.to(torch.float64).div_(divisor).to(torch.int64), 1
+            units.add_(quotient, alpha=stride - radix * inner)
+    return units
+
+
+@lru_cache(maxsize=1024)
+def _stretches(axes: tuple[tuple[int, int], ...]) -> tuple[int, tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """A box of memory, a stride and an extent for each axis, as stretches: `length`, `offsets` and `steps`."""
+    length, offsets = 1, [0]
+    steps: list[tuple[int, int]] = []
+    for stride, extent in sorted(axis for axis in axes if axis[1] > 1):
+        if stride == length and not steps:
+            length *= extent
+        else:
+            offsets = [i * stride + offset for i in range(extent) for offset in offsets]
+            steps.append((extent, stride))
+    return length, tuple(offsets), tuple(steps)
+
+
+def _spans(seeds: Tensor, total: int, step: int, positions: int) -> Iterator[tuple[int, int, slice]]:
+    """Cut `total` equal parts, of `positions` seed positions each, into spans of `step`, with their seeds."""
+    if total <= step:
+        yield 0, total, WHOLE
+        return
+    lows = range(0, total, step)
+    bounds = torch.tensor([low * positions for low in lows[1:]], dtype=torch.int64, device="cpu")
+    cuts = torch.searchsorted(seeds, bounds).tolist()
+    for low, first, end in zip(lows, [0, *cuts], [*cuts, len(seeds)], strict=True):
+        yield low, min(low + step, total), slice(first, end)
+
+
+# --- counting and applying ---------------------------------------------------------------------------------------
+
+
+def apply_blocks(
+    input: Tensor, out: Tensor, seeds: Tensor, blocks: Blocks, scale: float | Tensor | None = None
+) -> float | Tensor:
+    """Write the input with the blocks of `seeds` zeroed and the rest scaled into `out`, which may be the input.
+
+    Returns the scale, which is counted unless it is given.
+    """
+    if input.device.type != "cpu":
+        return apply_masked(input, out, seeds, blocks, scale)
+    if not blocks.shared and all(_is_one_axis(t, len(blocks.lead)) for t in (input, out)):
+        blocks = blocks.planes()
+        input, out = (t.view(*blocks.lead, *blocks.size) for t in (input, out))
+    covered = cover(seeds, blocks, out.stride())
+    if not isinstance(scale, float):
+        lies_like_mask = len(blocks.lead) == 1 and not blocks.shared and out.is_contiguous()
+        planes, in_mask = (blocks, covered) if lies_like_mask else (blocks.planes(), None)
+        kept = blocks.units - count_dropped(seeds, planes, in_mask)
+        scale = blocks.units / kept if kept else 0.0
+    scale_and_zero(input, out, seeds, covered, scale, blocks)
+    return scale
+
+
+def apply_masked(input: Tensor, out: Tensor, seeds: Tensor, blocks: Blocks, scale: float | Tensor | None) -> Tensor:
+    """`apply_blocks` on any device, with nothing read back."""
+    dropped = dropped_mask(seeds, blocks, input.device)
+    if not isinstance(scale, Tensor):
+        scale = scale_of(dropped)
+    out.copy_(masked(input, dropped, scale))
+    return scale
+
+
+def masked(input: Tensor, dropped: Tensor, scale: Tensor) -> Tensor:
+    """The input times the scale, and 0 where dropped."""
+    op = torch.float64 if input.dtype == torch.float64 else torch.float32
+    return torch.where(dropped, 0, (input.to(op) * scale.to(op)).to(input.dtype))
+
+
+def dropped_mask(seeds: Tensor, blocks: Blocks, device: torch.device, channels_last: bool = False) -> Tensor:
+    """The mask that the seeds make, True where dropped: bool of shape `(*own_lead, *size)`."""
+    own = replace(blocks, lead=blocks.own_lead, shared=())
+    # the surplus of `draw_fixed_number` lies one past the end of the first dimension
+    mask = empty_mask((own.lead[0] + 1, *own.lead[1:], *own.size), device, channels_last).zero_()
+    there = cover(seeds, own, mask.stride())
+    replace(there, first=there.first.to(device)).fill(mask, True)
+    return mask[: own.lead[0]]
+
+
+def empty_mask(shape: Size, device: torch.device, channels_last: bool) -> Tensor:
+    memory_format = CHANNELS_LAST[len(shape)] if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=torch.bool, device=device, memory_format=memory_format)
+
+
+def scale_of(dropped: Tensor) -> Tensor:
+    """What is kept is multiplied by the number of units over the number kept, a tensor of no dimensions."""
+    memory = dropped.as_strided((dropped.numel(),), (1,))
+    kept = (dropped.numel() - _count(memory)).clamp_(min=1)
+    return torch.full_like(kept, dropped.numel(), dtype=widest_float(dropped.device)).div_(kept)
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _count(memory: Tensor) -> Tensor:
+    """How many entries of a bool tensor of one dimension are True.
+
+    Whole 64-bit lanes are added, 128 to a sum, so that none can carry from one byte to the next: many times faster
+    than PyTorch adds bools.
+    """
+    whole = len(memory) // 1024
+    lanes = memory[: whole * 1024].view(torch.int64).view(whole, 128).sum(1)
+    return lanes.view(torch.uint8).sum() + memory[whole * 1024 :].sum()
+
+
+def count_dropped(seeds: Tensor, planes: Blocks, covered: Cover | None = None) -> int:
+    """How many entries of the mask are dropped, on the CPU; `covered` is where blocks lie in it, if that is known."""
+    block_units, plane = math.prod(planes.block), math.prod(planes.size)
+    if block_units == 1 or block_units == plane:  # blocks cannot overlap
+        return len(seeds) * block_units
+    covered = covered or cover(seeds, planes, (plane, *_contiguous_strides(planes.size)))
+    total = planes.lead[0]
+    at_once = min(total, max(1, COUNTED_AT_ONCE // plane))
+    # PyTorch fills a bool tensor nearly twice as fast as one of another type
+    mask = torch.empty(at_once * plane, dtype=torch.bool, device="cpu")
+    dropped = 0
+    for low, _, span in _spans(seeds, total, at_once, math.prod(planes.valid)):
+        covered.fill(mask.zero_(), True, span, before=low * plane)
+        dropped += int(_count(mask))
+    return dropped
+
+
+def scale_and_zero(input: Tensor, out: Tensor, seeds: Tensor, covered: Cover, scale: float, blocks: Blocks) -> None:
+    """Write `input * scale` into `out`, and 0 over what is covered, on the CPU; `out` may be `input`."""
+    total = blocks.lead[0]
+    at_once = total if 0 in blocks.shared else max(1, BYTES_AT_ONCE * total // (out.numel() * out.itemsize))
+    for low, high, span in _spans(seeds, total, at_once, blocks.positions // total):
+        torch.mul(input[low:high], scale, out=out[low:high])
+        covered.fill(out, 0, span)
+
+
+def _is_one_axis(tensor: Tensor, lead: int) -> bool:
+    return all(tensor.stride(i - 1) == tensor.stride(i) * tensor.shape[i] for i in range(1, lead))
+
+
+def _contiguous_strides(shape: Size) -> Size:
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))

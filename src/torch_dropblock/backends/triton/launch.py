@@ -1,0 +1,273 @@
+"""The layer on a GPU: a mask of one bit per unit is drawn, then the input is read once and written once.
+
+    keep_prob ── triton_gamma ──> gap ─┐
+    rng_seed ──────────────────────────┴─ triton_draw ──> mask, scale ── triton_apply ──> output
+
+docs/kernel.md says how. With TRITON_INTERPRET=1 set before Triton is imported the same code runs on CPU tensors, in
+Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton  # type: ignore[import-untyped]
+import triton.language as tl  # type: ignore[import-untyped]
+from torch import Tensor
+
+from ...core.geometry import Size
+from ...core.seeds import Blocks
+from .. import sparse
+from . import apply as triton_apply
+from . import draw as triton_draw
+from . import gamma as triton_gamma
+from .plan import at_most, gap_in_two, parts, plan_of
+
+# The positions of one plane and of one stream are counted in 32 bits.
+MOST_UNITS_OF_A_PLANE = 1 << 30
+DTYPES = {
+    torch.float16: tl.float32,
+    torch.bfloat16: tl.float32,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How much one program does; nothing but time depends on it."""
+
+    streams: int = 2
+    draws: int = 32
+    words: int = 512
+    eights: int = 128
+    channels: int = 128
+    tasks: int = 64
+
+
+INTERPRETED: bool = triton.knobs.runtime.interpret if hasattr(triton, "knobs") else False
+# the interpreter takes as long for a program of one lane as for one of thousands
+LAUNCH = Launch(256, 32, 65536, 65536, 1024, 1024) if INTERPRETED else Launch()
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What was drawn: the unit of number i, plane by plane and row by row, is dropped if bit i of `words` is set."""
+
+    words: Tensor
+    # units over units kept: float64, of no dimensions
+    scale: Tensor
+    blocks: Blocks
+    corners: Tensor | None = None
+
+    def dense(self) -> Tensor:
+        """True where dropped, of shape `(*own_lead, *size)`."""
+        return _unpacked(self.words, self.blocks.units).view(*self.blocks.own_lead, *self.blocks.size)
+
+    def seeds(self) -> Tensor:
+        """The corners that were drawn, numbered as `drawing.draw_seeds` numbers seeds."""
+        if self.corners is None:
+            raise ValueError("corners must be noted when the mask is drawn")
+        at = _unpacked(self.corners, self.blocks.units).view(-1, *self.blocks.size)
+        inside = at[(slice(None), *(slice(v) for v in self.blocks.valid))]
+        if int(inside.sum()) != int(at.sum()):
+            raise RuntimeError("a corner lies outside the valid seed region")
+        return inside.flatten().nonzero().flatten()
+
+
+def _unpacked(words: Tensor, units: int) -> Tensor:
+    shifts = torch.arange(8, dtype=torch.uint8, device=words.device)
+    return (words.view(torch.uint8).unsqueeze(1) >> shifts & 1).view(-1)[:units].to(torch.bool)
+
+
+def mean_gap(keep_prob: Tensor, size: Size, block: Size, rate: str) -> Tensor:
+    """-1 / log(1 - γ) for a `keep_prob` that only the device knows: float64, of one element."""
+    gap = torch.empty(1, dtype=torch.float64, device=keep_prob.device)
+    pad = (1,) * (3 - len(size))
+    # for the distinct numbers of blocks that cover a unit, see `geometry`
+    distinct = math.prod(min(b, s - b + 1) for s, b in zip(size, block, strict=True))
+    lanes = min(max(triton.next_power_of_2(distinct), 32), 1024)
+    with _on(gap):
+        triton_gamma.solve[(1,)](
+            keep_prob, gap, *pad, *size, *pad, *block, rate == "paper", lanes, num_warps=max(1, lanes // 256)
+        )
+    return gap
+
+
+def draw(
+    rng_seed: Tensor,
+    blocks: Blocks,
+    gap: Tensor | None = None,
+    *,
+    count: bool = True,
+    corners: bool = False,
+    launch: Launch = LAUNCH,
+) -> Mask:
+    """The mask of an RNG seed; `gap` is `mean_gap` where γ is not known here, and then that of `blocks` means nothing.
+
+    Nothing is read back from the device. If it is not to `count`, the scale has no value.
+    """
+    if math.prod(blocks.size) >= MOST_UNITS_OF_A_PLANE:
+        raise ValueError(f"a map for Triton must have fewer than 2^30 units, got one of {math.prod(blocks.size)}")
+    if gap is None and blocks.gamma in (0.0, 1.0) and not corners:
+        return _nothing_or_everything(blocks, rng_seed.device)
+    plan, device = plan_of(blocks, launch.words), rng_seed.device
+    words = torch.empty(plan.length, dtype=torch.int64, device=device)
+    scratch = torch.empty(plan.scratch, dtype=torch.int64, device=device)
+    counted = torch.zeros(1, dtype=torch.int64, device=device) if count else scratch
+    scale = torch.empty((), dtype=torch.float64, device=device)
+    noted = torch.zeros_like(words) if corners else None
+    with _on(words):
+        triton_draw.draw[(plan.programs,)](
+            words,
+            words if noted is None else noted,
+            scratch,
+            counted,
+            scale,
+            rng_seed,
+            rng_seed if gap is None else gap,
+            *gap_in_two(blocks.gamma),
+            *plan.numbers,
+            GAP_IN_MEMORY=gap is not None,
+            NOTE_CORNERS=corners,
+            COUNT=count,
+            ONE_CHUNK=plan.one_chunk,
+            UNIT=tl.int64 if plan.wide else tl.int32,
+            STREAMS=launch.streams,
+            DRAWS=launch.draws,
+            CHUNK=plan.chunk,
+            num_warps=max(launch.streams * launch.draws // 32, 1),
+        )
+    return Mask(words, scale, blocks, noted)
+
+
+def _nothing_or_everything(blocks: Blocks, device: torch.device) -> Mask:
+    everything, over = blocks.gamma == 1.0, blocks.units % 64
+    words = torch.full((parts(blocks.units, 64),), -1 if everything else 0, dtype=torch.int64, device=device)
+    if everything and over:
+        words[-1].fill_((1 << over) - 1)
+    scale = torch.full((), blocks.units if everything else 1, dtype=torch.float64, device=device)
+    return Mask(words, scale, blocks)
+
+
+def apply(input: Tensor, output: Tensor, mask: Mask, *, launch: Launch = LAUNCH) -> None:
+    """Write the input times the scale, and 0 where dropped, into `output`, which may be the input."""
+    blocks, op = mask.blocks, DTYPES[input.dtype]
+    if not blocks.shared and input.is_contiguous() and output.is_contiguous():
+        count = input.numel()
+        eights = at_most(launch.eights, parts(count, 8))
+        with _on(input):
+            triton_apply.apply_flat[(parts(count, 8 * eights),)](
+                input, output, mask.words.view(torch.uint8), mask.scale, count, op, eights
+            )
+        return
+    lead = blocks.lead if len(blocks.lead) > 1 else (1, *blocks.lead)
+    input_place, output_place = (_strides(t.shape, t.stride(), len(blocks.lead)) for t in (input, output))
+    by_tiles = blocks.shared in ((), (len(blocks.lead) - 1,))
+    if not by_tiles or input_place is None or output_place is None:
+        # strides of no order, or a mask that is shared by what `torch.vmap` maps over
+        output.copy_(sparse.masked(input, mask.dense(), mask.scale))
+        return
+    samples, channels, size = math.prod(lead[:-1]), lead[-1], math.prod(blocks.size)
+    at_once = min(launch.channels, triton.next_power_of_2(channels))
+    rows, columns = parts(size, 32), parts(channels, at_once)
+    words = mask.words.view(torch.int32)
+    shared = bool(blocks.shared)
+    with _on(input):
+        triton_apply.apply_tiles[(samples * rows * columns,)](
+            input,
+            output,
+            words,
+            mask.scale,
+            len(words),
+            rows * columns,
+            columns,
+            size,
+            channels,
+            size if shared else size * channels,
+            0 if shared else size,
+            *input_place,
+            *output_place,
+            op,
+            at_once,
+            num_warps=max(1, at_once // 64),
+        )
+
+
+def channels_inside(mask: Mask) -> Tensor:
+    """The mask with 32 channels to a word: int32 of shape (N, *size, ⌈C / 32⌉)."""
+    blocks = mask.blocks
+    samples, channels, size = math.prod(blocks.lead[:-1]), blocks.lead[-1], math.prod(blocks.size)
+    rows, columns = parts(size, 32), parts(channels, 32)
+    target = torch.empty((samples, *blocks.size, columns), dtype=torch.int32, device=mask.words.device)
+    words = mask.words.view(torch.int32)
+    down, across = (min(int(triton.next_power_of_2(n)), most) for n, most in ((rows, 2), (columns, 8)))
+    groups = samples * parts(rows, down) * parts(columns, across)
+    with _on(target):
+        triton_apply.channels_inside[(parts(groups * down * across, LAUNCH.tasks),)](
+            words,
+            target,
+            len(words),
+            groups,
+            size,
+            channels,
+            rows,
+            columns,
+            down,
+            across,
+            LAUNCH.tasks,
+            num_warps=max(1, LAUNCH.tasks // 32),
+        )
+    return target
+
+
+def drop(input: Tensor, output: Tensor, rng_seed: Tensor, blocks: Blocks, gap: Tensor | None = None) -> None:
+    """Draw and apply."""
+    apply(input, output, draw(rng_seed, blocks, gap))
+
+
+def why_not(device: torch.device, size: Size | None = None) -> str:
+    """Why tensors on this device, with maps of this size, are not served; empty if they are."""
+    if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
+        return f"it runs on CUDA devices, and the input is on {device}"
+    if device.type == "cuda" and _is_old(device):
+        return f"Triton needs a GPU of compute capability 8.0 or more, and {device} is older"
+    if size is not None and math.prod(size) >= MOST_UNITS_OF_A_PLANE:
+        return f"it counts the positions of a map in 32 bits, and this one has {math.prod(size)}"
+    return ""
+
+
+@lru_cache
+def _is_old(device: torch.device) -> bool:
+    if torch.version.hip is not None or not torch.cuda.is_available():  # where there is none, tensors are fake
+        return False
+    return torch.cuda.get_device_capability(device) < (8, 0)
+
+
+@lru_cache(maxsize=1024)
+def _strides(shape: Size, stride: Size, lead: int) -> tuple[int, int, int] | None:
+    """The strides of samples, channels and units, if each has one."""
+    sample = _one_stride(shape[: lead - 1], stride[: lead - 1])
+    unit = _one_stride(shape[lead:], stride[lead:])
+    return None if sample is None or unit is None else (sample, stride[lead - 1], unit)
+
+
+def _one_stride(shape: Size, strides: Size) -> int | None:
+    axes = [(n, stride) for n, stride in zip(shape, strides, strict=True) if n > 1]
+    if not axes:
+        return 0
+    if any(outer != n * inner for (_, outer), (n, inner) in itertools.pairwise(axes)):
+        return None
+    return axes[-1][1]
+
+
+def _on(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

@@ -1,0 +1,246 @@
+"""`torch-dropblock compare`: which regulariser wins, on real images.
+
+What takes long to import, such as PyTorch and Lightning, is imported when the command runs: `--help` does not wait.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from .terminal import new_console, one_thread, print_path, print_table
+
+if TYPE_CHECKING:
+    from ..compare.report import Line
+
+ROWS = (
+    "Of baseline, dropout, droppath, spatial-dropout, cutout, autoaugment, label-smoothing and dropblock, joined by +, "
+    "with options after a colon, as in dropblock:block_size=3+cutout. Options: keep_prob and curve of what drops, "
+    "block_size and rate of dropblock, area of cutout, amount of label-smoothing."
+)
+
+
+# of a row in the table, without and with top-5, so that the paper's have room in 80 columns
+NAME_WIDTHS = (16, 12)
+
+
+def _in(panel: str, *flags: str, metavar: str, help: str, **options: Any) -> Any:
+    return typer.Option(*flags, metavar=metavar, help=help, rich_help_panel=panel, **options)
+
+
+def _recipe(metavar: str, help: str, default: str) -> Any:
+    return _in(RECIPE, metavar=metavar, help=help, show_default=default)
+
+
+WHAT, RECIPE, WHERE = "What is compared", "How it is trained", "Where"
+
+
+def compare(
+    data: Annotated[str, _in(WHAT, metavar="D", help="digits, fashion-mnist, cifar10 or folder:DIR.")] = "digits",
+    rows: Annotated[
+        str | None,
+        _in(
+            WHAT,
+            "--rows",
+            "-r",
+            metavar="R,R,…",
+            help=ROWS,
+            show_default="the paper's nine",
+        ),
+    ] = None,
+    seeds: Annotated[int, _in(WHAT, metavar="N", help="Runs of each row, with seeds 0 to N - 1.")] = 3,
+    model: Annotated[
+        str | None,
+        _in(
+            WHAT,
+            metavar="M",
+            help="small, or a classification ResNet of torchvision, such as resnet18.",
+            show_default="small; resnet50 for folders",
+        ),
+    ] = None,
+    limit_train: Annotated[
+        int | None,
+        _in(WHAT, metavar="N", help="Train on N images only, the same for all runs.", show_default="all"),
+    ] = None,
+    keep_prob: Annotated[
+        float | None,
+        _in(WHAT, "--keep-prob", "-k", metavar="P", help="Of DropBlock in the last group.", show_default="0.9"),
+    ] = None,
+    block_size: Annotated[
+        int | None,
+        _in(
+            WHAT,
+            "--block-size",
+            "-b",
+            metavar="N",
+            help="Of DropBlock.",
+            show_default="the side of the last map, at most 7",
+        ),
+    ] = None,
+    rate: Annotated[
+        str | None,
+        _in(
+            WHAT,
+            metavar="exact|paper",
+            help="exact drops what is asked; paper uses the paper's formula.",
+            show_default="exact",
+        ),
+    ] = None,
+    curve: Annotated[
+        str | None,
+        _in(
+            WHAT,
+            metavar="C",
+            help="How the share that is dropped grows: linear, cosine, constant or step.",
+            show_default="linear",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        _in(
+            RECIPE,
+            metavar="P",
+            help="quick: 10 epochs, batches of 64. standard: 30 of 128. paper: the paper's recipe for ImageNet, "
+            "ResNet-50 and 270 epochs of 1024. The options below change it.",
+            show_default="quick for digits, else standard",
+        ),
+    ] = None,
+    epochs: Annotated[int | None, _recipe("N", "Passes over the training images.", "the preset's")] = None,
+    batch_size: Annotated[int | None, _recipe("N", "Images of a step, over all devices.", "the preset's")] = None,
+    learning_rate: Annotated[
+        float | None, _recipe("F", "The highest, for a batch of 256; it grows with the batch.", "0.1")
+    ] = None,
+    weight_decay: Annotated[float | None, _recipe("F", "Of all weights.", "0.0005; of paper 0.0001")] = None,
+    decay: Annotated[
+        str | None, _recipe("cosine|steps", "How the learning rate falls.", "cosine; of paper steps")
+    ] = None,
+    precision: Annotated[
+        str | None, _recipe("P", "32-true, bf16-mixed, 16-mixed or 64-true.", "32-true; of paper bf16-mixed")
+    ] = None,
+    image_size: Annotated[int | None, _recipe("N", "Side of the images of a folder.", "224")] = None,
+    validate_every: Annotated[int | None, _recipe("N", "Epochs between validations.", "1")] = None,
+    accelerator: Annotated[str, _in(WHERE, metavar="A", help="As for Lightning: auto, cpu, gpu, …")] = "auto",
+    devices: Annotated[
+        int | None, _in(WHERE, metavar="N", help="Devices of a node.", show_default="torchrun's, else 1")
+    ] = None,
+    nodes: Annotated[
+        int | None, _in(WHERE, metavar="N", help="Number of nodes.", show_default="torchrun's, else 1")
+    ] = None,
+    workers: Annotated[int, _in(WHERE, metavar="N", help="Processes of a device that load images.")] = 0,
+    data_dir: Annotated[Path, _in(WHERE, metavar="DIR", help="Folder of fashion-mnist and cifar10.")] = Path("data"),
+    download: Annotated[
+        bool, typer.Option("--download", rich_help_panel=WHERE, help="Get them, if they are not there.")
+    ] = False,
+    save_weights: Annotated[
+        bool, typer.Option("--save-weights", rich_help_panel=WHERE, help="Keep the weights of each finished run.")
+    ] = False,
+    out: Annotated[Path, _in(WHERE, "--out", "-o", metavar="DIR", help="Folder for results, table and plots.")] = Path(
+        "compare"
+    ),
+) -> None:
+    """Train a network with each regulariser and say which wins: the paper's table, for your data.
+
+    Stopped at any moment, the same command goes on where it was. Several of them at a time with one --out share the
+    runs. The default, digits of 8×8 pixels, needs no network and takes minutes on a laptop.
+
+    [bold]Examples[/]
+
+    [cyan]torch-dropblock compare[/]
+
+    [cyan]torch-dropblock compare --data cifar10 --download --rows dropout,dropblock --out cifar[/]
+
+    [cyan]torch-dropblock compare --data folder:photos --model resnet18 --precision bf16-mixed --workers 8[/]
+
+    [cyan]torch-dropblock compare --rows dropblock,dropblock:block_size=2,dropblock:curve=constant --out study[/]
+    """
+    from ..compare import data as images
+    from ..compare import distributed, networks, report, study
+    from ..compare.image_file import UnreadableImageError
+    from ..compare.progress import StudyProgress
+    from ..compare.records import Records
+    from ..compare.rows import TABLE_1, parsed
+    from ..compare.settings import settings_of
+    from ..core import checks
+
+    checks.whole_number("--seeds", seeds, at_least=1)
+    settings = settings_of(
+        preset,
+        data=data,
+        model=model,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        decay=decay,
+        weight_decay=weight_decay,
+        precision=precision,
+        keep_prob=keep_prob,
+        block_size=block_size,
+        rate=rate,
+        curve=curve,
+        limit_train=limit_train,
+        image_size=image_size,
+        validate_every=validate_every,
+    )
+    chosen = parsed(TABLE_1 if rows is None else rows.split(","), settings)
+    networks.checked(settings.model)
+    per_node, nodes_there = distributed.launched_with()
+    devices, nodes = per_node if devices is None else devices, nodes_there if nodes is None else nodes
+    machine = distributed.Machine(accelerator, devices, nodes, workers)
+    source = images.load(settings, data_dir, download)
+    records = Records(out, settings)
+    console = new_console()
+    stop = distributed.Stop()
+    is_first = machine.processes == 1 or distributed.is_first_process()
+    with StudyProgress(Console(stderr=True), quiet=not is_first) as progress:
+        work = study.Study(
+            settings, chosen, range(seeds), source, records, progress, machine, save_weights=save_weights
+        )
+        progress.note(source.notes)
+        progress.expect(len(work.runs), len(work.unfinished), work.steps_of_a_run)
+        try:
+            tiny = settings.data == "digits" and settings.model == networks.SMALL
+            # 8×8 pixels give a second thread little to do but to wait, and for long where the machine has other work
+            with stop.listening(), one_thread() if tiny else nullcontext():
+                work.run()
+            stopped = False
+        except KeyboardInterrupt:
+            stopped = True
+        except UnreadableImageError as error:
+            progress.note(error.files if len(error.files) > 1 else ())
+            raise
+    code = 128 + stop.signal if stopped else 0
+    if not is_first:
+        raise typer.Exit(code)
+    asked = [row.name for row in chosen]
+    results = [result for result in records.results() if result["row"] in asked and result["seed"] < seeds]
+    unfinished = len(work.unfinished)
+    if unfinished:
+        what_now = "the same command goes on with them" if stopped else "another command is at work on them"
+        console.print(f"{unfinished} of {len(work.runs)} runs are not finished: {what_now}.")
+    if results:
+        lines, title = report.lines_of(results, asked), report.title_of(settings)
+        about = report.about(settings, len(source.train), len(source.val), results)  # type: ignore[arg-type]
+        _print_table(console, lines, title)
+        print_path(console, records.write("table.md", report.markdown(lines, about)))
+        for name, picture in report.draw(results, asked, title).items():
+            print_path(console, records.write(name, picture))
+    raise typer.Exit(code)
+
+
+def _print_table(console: Console, lines: list[Line], title: str) -> None:
+    from ..compare import report
+
+    with_top5 = any(line.top5 for line in lines)
+    rows = []
+    for line in lines:
+        name, *values = report.cells(line, with_top5)
+        rows.append([report.wrapped(name, NAME_WIDTHS[with_top5]), *values])
+    console.print(Text(title, style="bold"))
+    header = [name.replace("/", " / ") for name in report.header(lines)]  # which breaks where there is little room
+    print_table(console, header, rows)
+    console.print(report.NOTE + "\n")

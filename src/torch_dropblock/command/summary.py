@@ -1,0 +1,87 @@
+"""`torch-dropblock summary`: where the layers of a network are, and what they drop."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from . import named_models
+from .terminal import BlockSize, KeepProb, new_console, one_of, parsed_keep_prob, parsed_size
+
+# in how many steps --progress is told
+STEPS = 10**6
+# `schedule.CURVES`, which `--help` does not wait for
+CURVES = ("linear", "cosine", "constant", "step")
+
+
+def summary(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{named_models.FORMS}, built without arguments.")],
+    input_size: Annotated[
+        str, typer.Option("--input-size", "-i", metavar="N", help="Shape of the input, batch first.")
+    ] = "1x3x224x224",
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", "-w", metavar="GLOB", help="Insert layers after the modules so named; repeatable."),
+    ] = None,
+    block_size: BlockSize = "7",
+    keep_prob: KeepProb = "0.9",
+    rate: Annotated[
+        str, typer.Option(metavar="exact|paper", help="exact drops what is asked; paper uses the paper's formula.")
+    ] = "exact",
+    progress: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, metavar="P", help="How much of the training is over, for a schedule."),
+    ] = None,
+    curve: Annotated[str, typer.Option(metavar="|".join(CURVES), help="The curve of that schedule.")] = "linear",
+) -> None:
+    """Say where the DropBlock layers of a network are, at which sizes, and what each drops.
+
+    Layers are inserted as --where says or, in a ResNet that has none, where the paper has them.
+
+    [bold]Examples[/]
+
+    [cyan]torch-dropblock summary torchvision:resnet50[/]
+
+    [cyan]torch-dropblock summary timm:resnet18 --progress 0.5[/]  halfway through the training
+
+    [cyan]torch-dropblock summary torchvision:vgg11_bn --where 'features.2[36]'[/]
+
+    [cyan]torch-dropblock summary my_net.py:build -i 1x1x64x64[/]  layers that your own network has
+    """
+    from ..core import checks
+    from ..networks import maps, sites
+    from ..networks.insertion import insert_dropblock
+    from ..networks.resnet import insert_dropblock_resnet
+    from ..networks.schedule import KeepProbSchedule
+    from ..networks.summary import dropblock_summary
+
+    shape = parsed_size("--input-size", input_size)
+    if not isinstance(shape, list):
+        raise ValueError(f"--input-size must be the shape of the input, such as 1x3x224x224, got {input_size!r}")  # noqa: TRY004
+    keep, kind = checks.probability("keep_prob", parsed_keep_prob(keep_prob)), checks.rate(rate)
+    block = parsed_size("--block-size", block_size)
+    one_of("--curve", curve, CURVES)
+    network = named_models.build(model)
+    if where:
+        dims = len(block) if isinstance(block, list) else len(shape) - 2
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warnings.simplefilter("ignore", maps.DoubtfulSiteWarning)  # the table tells more of it
+            insert_dropblock(network, where, block_size=block, keep_prob=keep, dims=dims, rate=kind)
+        if caught:
+            raise ValueError(caught[0].message)
+    elif not sites.present(network):
+        checks.positive_ints("block_size", block, 2)
+        try:
+            insert_dropblock_resnet(network, block_size=block, keep_prob=keep, rate=kind)
+        except ValueError as error:
+            raise ValueError(f"{error}; here --where GLOB names the modules that it is to follow") from None
+    if progress is not None:
+        KeepProbSchedule(network, STEPS, curve=curve, start_step=round(progress * STEPS))
+    table = dropblock_summary(network, shape)
+    console = new_console()
+    console.print(Text(model, style="bold"))
+    console.print(Text(table.text(console.width)), soft_wrap=True)

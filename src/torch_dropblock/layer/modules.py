@@ -1,0 +1,237 @@
+"""The layers: what is set, and one functional call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.fx import Proxy
+
+from ..backends import choice
+from ..core import checks, geometry
+from ..core.checks import Rate
+from ..core.hints import hinted
+from .functional import DROP_BLOCK
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+def call_in_trace(input: Proxy, module: nn.Module, attribute: str = "") -> Any:
+    """Let a trace of `torch.fx` call the module, or one of its attributes, as a whole: with its mode and keep_prob."""
+    path = f"{input.tracer.path_of_module(module)}.{attribute}".strip(".")  # type: ignore[attr-defined]
+    return input.tracer.create_proxy("call_module", path, (input,), {})
+
+
+class DropBlockNd(nn.Module):
+    dims: ClassVar[int]
+    # called with the layer at each training pass in eager mode, for a schedule that has just begun
+    watch: Callable[[DropBlockNd], None] | None = None
+    _keep_prob_tensor: Tensor
+
+    @hinted(checks.SWAPPED.format(call="DropBlock2d(7, keep_prob=0.9)"))
+    def __init__(
+        self,
+        block_size: int | Sequence[int],
+        *,
+        keep_prob: float = 0.9,
+        rate: Rate = "exact",
+        share_channels: bool = False,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = checks.positive_ints("block_size", block_size, self.dims)
+        self.block_size: int | tuple[int, ...] = sizes if isinstance(block_size, Sequence) else sizes[0]
+        self.keep_prob = keep_prob
+        self.rate = checks.rate(rate)
+        self.share_channels = checks.flag("share_channels", share_channels)
+        self.inplace = checks.flag("inplace", inplace)
+
+    @property
+    def keep_prob(self) -> float:
+        """The probability that a unit is kept; it can be assigned at any time."""
+        return self._keep_prob
+
+    @keep_prob.setter
+    def keep_prob(self, value: float | Tensor) -> None:
+        self._target_keep_prob = checks.probability("keep_prob", value)
+        self._set_keep_prob(self._target_keep_prob)
+
+    @property
+    def target_keep_prob(self) -> float:
+        """The `keep_prob` that was asked for, to which a schedule takes the layer; assigning `keep_prob` sets it."""
+        return self._target_keep_prob
+
+    def set_strength(self, strength: float) -> None:
+        """Drop `strength` times the share that was asked for, from none at 0 to all of it at 1: what a schedule does.
+
+        Examples:
+            >>> layer = DropBlock2d(7, keep_prob=0.9)
+            >>> layer.set_strength(0.5)
+            >>> layer.keep_prob, layer.target_keep_prob
+            (0.95, 0.9)
+        """
+        strength, target = checks.probability("strength", strength), self._target_keep_prob
+        keep_prob = target if strength == 1.0 else 1.0 - strength * (1.0 - target)
+        if keep_prob != self._keep_prob:
+            self._set_keep_prob(keep_prob)
+
+    def _set_keep_prob(self, value: float, device: torch.device | None = None) -> None:
+        self._keep_prob = value
+        # Compiled code reads this tensor, since it would be compiled again for each new value of a float. It is no
+        # buffer, so that it is not rounded by `half()`, broadcast by DDP or saved; and it is replaced, not filled, so
+        # that a backward pass still to come finds the value of its forward pass. It has one dimension, since the
+        # compiler takes one of none for a float, finds no use for it as one, and begins again. It lies on the CPU
+        # unless γ is solved on the layer's device, as CUDA graphs need: what they read of the CPU they read once.
+        if device is None:
+            device = self._keep_prob_tensor.device if hasattr(self, "_keep_prob_tensor") else torch.device("cpu")
+        with torch.inference_mode(False):
+            self._keep_prob_tensor = torch.full((1,), value, dtype=torch.float64, device=device)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, nn.Parameter) and isinstance(getattr(type(self), name, None), property):
+            value = value.detach()  # else it would be registered as a parameter, past the property
+        super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        with torch.inference_mode(False):
+            device = fn(torch.empty(0, device="cpu")).device
+        # made again: a layer that was built with fake tensors gets a real one
+        self._set_keep_prob(self._keep_prob, device if choice.keeps_keep_prob(device) else torch.device("cpu"))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _keep_prob_at(self, device: torch.device) -> str:
+        """Let the tensor that compiled code reads lie where `device` is best served; says which device that is.
+
+        A layer that a hook calls is no member of the model, and no `model.cuda()` tells it to move.
+        """
+        there = device if choice.keeps_keep_prob(device) else torch.device("cpu")
+        if self._keep_prob_tensor.device != there:
+            with unset_fake_temporarily():
+                self._set_keep_prob(self._keep_prob, there)
+        return str(there)
+
+    # It runs when code is compiled and leaves nothing in it; see `choice.choose_compiled`.
+    _keep_prob_at._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return call_in_trace(input, self)
+        return self.drop(input, self.training, self.inplace)
+
+    def drop(self, input: Tensor, training: bool, inplace: bool) -> Tensor:
+        """What `forward` does, with `training` and `inplace` in place of the layer's own."""
+        if torch.compiler.is_compiling():
+            self._keep_prob_at(input.device)
+        elif training and self.watch is not None:
+            self.watch(self)
+        return DROP_BLOCK[self.dims](
+            input,
+            self.block_size,
+            keep_prob=self._keep_prob_tensor if torch.compiler.is_compiling() else self._keep_prob,
+            rate=self.rate,
+            share_channels=self.share_channels,
+            training=training,
+            inplace=inplace,
+        )
+
+    def extra_repr(self) -> str:
+        names = ["block_size", "keep_prob", "rate", "share_channels", "inplace"]
+        if self.keep_prob != self.target_keep_prob:
+            names.insert(2, "target_keep_prob")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+
+class DropBlock1d(DropBlockNd):
+    """Drop contiguous stretches of signals of shape (N, C, L) or (C, L) in training; otherwise as `DropBlock2d`."""
+
+    dims = 1
+
+
+class DropBlock2d(DropBlockNd):
+    """Drop contiguous blocks of feature maps in training and scale the rest; in evaluation do nothing.
+
+    `drop_block2d` says what it does and to which tensors. The layer has no entry in a state_dict.
+
+    Args:
+        block_size: height and width of a block, one int for both or two; clamped to the map.
+        keep_prob: probability that a unit is *kept*, in [0, 1]; `p` of `nn.Dropout` and of torchvision's layer is
+            1 - keep_prob. It can be read and assigned at any time.
+        rate: `"exact"` keeps `keep_prob` of the units on average; `"paper"` uses the paper's γ, which keeps more.
+        share_channels: one mask per sample for all of its channels.
+        inplace: write into the input.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of its range.
+
+    Processes that are seeded alike draw alike: `torch.manual_seed(seed + rank)` sets the ranks of a training apart.
+
+    Source: Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018, algorithm 1.
+
+    Examples:
+        >>> layer = DropBlock2d(7, keep_prob=0.9)
+        >>> layer
+        DropBlock2d(block_size=7, keep_prob=0.9, rate='exact', share_channels=False, inplace=False)
+        >>> share_dropped = (layer(torch.ones(64, 128, 28, 28)) == 0).float().mean().item()
+        >>> round(share_dropped, 2)
+        0.1
+    """
+
+    dims = 2
+
+
+class DropBlock3d(DropBlockNd):
+    """Drop contiguous blocks of volumes of shape (N, C, D, H, W) or (C, D, H, W); otherwise as `DropBlock2d`."""
+
+    dims = 3
+
+
+class DropBlock(DropBlock2d):
+    """The layer of the article "A better Dropout! Implementing DropBlock in PyTorch", whose code runs unchanged.
+
+    `p` is the probability that a unit is *kept*, as in the article and unlike `p` of `nn.Dropout`. γ is equation 1
+    of the paper, as in the article, so somewhat more than `p` is kept; `DropBlock2d` keeps exactly what is asked.
+    Unlike the article's, blocks lie whole inside the map, which may be of any shape and smaller than a block.
+
+    Args:
+        block_size: height and width of a block, one int for both or two; clamped to the map.
+        p: probability that a unit is kept, in [0, 1].
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of its range.
+
+    Examples:
+        >>> DropBlock(block_size=2).calculate_gamma(torch.ones(1, 8, 16, 16))
+        0.14222222222222222
+    """
+
+    @hinted(
+        "DropBlock(7, p=0.9) is the article's layer, whose p is the probability that a unit is kept; "
+        "DropBlock2d(7, keep_prob=0.9) has the other options"
+    )
+    def __init__(self, block_size: int | Sequence[int], p: float = 0.5) -> None:
+        super().__init__(block_size, keep_prob=checks.probability("p", p), rate="paper")
+
+    @property
+    def p(self) -> float:
+        """The probability that a unit is kept; another name for `keep_prob`."""
+        return self.keep_prob
+
+    @p.setter
+    def p(self, value: float) -> None:
+        self.keep_prob = checks.probability("p", value)
+
+    def calculate_gamma(self, x: Tensor) -> float:
+        """γ of equation 1 of the paper for feature maps `x` of shape (N, C, H, W) or (C, H, W)."""
+        size = tuple(checks.feature_map(x, self.dims).shape[-self.dims :])
+        return geometry.seed_probability(size, self.block_size, self.keep_prob, "paper")
+
+    def extra_repr(self) -> str:
+        target = "" if self.keep_prob == self.target_keep_prob else f", target_keep_prob={self.target_keep_prob!r}"
+        return f"block_size={self.block_size!r}, p={self.p!r}{target}"

@@ -1,0 +1,182 @@
+"""`insert_dropblock` and `remove_dropblock`: layers into any network and out again, by the names of its modules."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from ..core import checks
+from ..core.checks import Rate
+from ..core.hints import Layers, hinted, warn
+from ..layer.modules import DropBlock1d, DropBlock2d, DropBlock3d, DropBlockNd
+from . import maps, notices, sites
+
+LAYERS: dict[int, type[DropBlockNd]] = {1: DropBlock1d, 2: DropBlock2d, 3: DropBlock3d}
+
+Where = str | Iterable[str] | Callable[[str, nn.Module], bool]
+
+
+@hinted(
+    'all but the model and the place are keywords: insert_dropblock(model, "layer4.?", block_size=7, keep_prob=0.9), '
+    "where keep_prob is 1 minus the share dropped, the p of nn.Dropout"
+)
+def insert_dropblock(
+    model: nn.Module,
+    where: Where,
+    *,
+    block_size: int | Sequence[int] = 7,
+    keep_prob: float = 0.9,
+    dims: int = 2,
+    rate: Rate = "exact",
+    share_channels: bool = False,
+    inplace: bool = False,
+) -> dict[str, nn.Module]:
+    """Let a DropBlock layer act on the output of each module that matches, in the model itself.
+
+    No module is renamed and no key of the state_dict changes, so a checkpoint of the plain model fits the model with
+    layers, and back. A layer drops while the module that it follows is in training mode.
+
+    Insert after what replaces modules, such as `convert_sync_batchnorm` and LoRA; before DistributedDataParallel,
+    `fully_shard` and `torch.compile`, whose code does not look for layers again once it ran. TorchScript cannot script
+    a model with inserted layers. A trace of `torch.fx` has layers of its own, for a schedule of its own.
+
+    Args:
+        model: the network; `print(dict(model.named_modules()).keys())` shows the names of its modules.
+        where: a glob pattern over these names or several of them, in which `*` matches dots too, or a function
+            `(name, module) -> bool`. A pattern passes over containers that are never called themselves.
+        block_size: size of a block, one int for all spatial dimensions or one for each; clamped to the map.
+        keep_prob: probability that a unit is kept, in [0, 1].
+        dims: number of spatial dimensions: the modules must return (N, C, L), (N, C, H, W) or (N, C, D, H, W).
+        rate: `"exact"` or `"paper"`, as for the layer.
+        share_channels: one mask per sample for all of its channels.
+        inplace: write into the output of the module, which its backward pass must not need. What a module only
+            passes on, as `nn.Identity` does, is never written into.
+
+    Returns:
+        The layers that were inserted, by the name of the module that each follows.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of its range; the model is wrapped or compiled; or a module that matches has a
+            layer already, is one, or has no forward. Nothing is inserted then. At a forward pass: a module returns no
+            feature map of `dims` dimensions.
+
+    Warns:
+        UserWarning: a pattern, or the function, matches nothing. Or the type of a module says that its output has
+            the channels last or is no feature map, is a map of one unit, or is that of its container, which has a
+            layer too.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
+        >>> insert_dropblock(model, "3", block_size=5, keep_prob=0.9)
+        {'3': DropBlock2d(block_size=5, keep_prob=0.9, rate='exact', share_channels=False, inplace=False)}
+    """
+    sites.refuse_wrapped(model, "insert")
+    if checks.whole_number("dims", dims, at_least=1) not in LAYERS:
+        raise ValueError(f"dims must be 1, 2 or 3, got {dims!r}")
+    keep_prob = checks.probability("keep_prob", keep_prob)
+
+    def layer() -> DropBlockNd:
+        return LAYERS[dims](block_size, keep_prob=keep_prob, rate=rate, share_channels=share_channels, inplace=inplace)
+
+    layer()  # its checks, where nothing matches too
+    layers = {name: layer() for name in _matches(model, where)}
+    for doubt in maps.doubts(model, list(layers)):
+        warn(doubt, maps.DoubtfulSiteWarning)
+    sites.attach(model, layers)
+    return Layers(layers)
+
+
+def remove_dropblock(model: nn.Module) -> int:
+    """Take out every layer that `insert_dropblock` and `insert_dropblock_resnet` put in, and return how many.
+
+    Of a trace of `torch.fx`, also those that the traced model had.
+
+    Layers that are modules of the network, as one in a `Sequential`, stay.
+
+    Raises:
+        TypeError: `model` is no module.
+        ValueError: the model is wrapped or compiled.
+        RuntimeError: some layers had been lost, as a conversion that replaces modules loses them; the others
+            have been taken out then.
+
+    Warns:
+        UserWarning: layers acted inside an adapter, before it added its own part, or were missing in a trace.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> _ = insert_dropblock(model, "*")
+        >>> remove_dropblock(model)
+        2
+    """
+    sites.refuse_wrapped(model, "remove layers")
+    lost = sites.lost(model)
+    for notice in notices.of(model):
+        warn(notice)
+    removed = 0
+    for name, module in list(model.named_modules()):
+        for hook in sites.hooks_of(module):
+            hook.remove(module)
+            removed += 1
+        if isinstance(module, sites.IdentityShortcut) and name:
+            _put_none_back(model, name)
+        if name.rpartition(".")[2] == sites.TRACED:  # which the code of a trace calls
+            model.set_submodule(name, nn.Identity())
+            removed += 1
+        for attribute in (sites.RECORD, sites.TRACED):
+            module.__dict__.pop(attribute, None)
+    if lost:
+        raise sites.LostSitesError(lost, f" The other {removed} have been taken out.")
+    return removed
+
+
+def _put_none_back(model: nn.Module, name: str) -> None:
+    parent, _, attribute = name.rpartition(".")
+    block = model.get_submodule(parent)
+    delattr(block, attribute)
+    setattr(block, attribute, None)
+
+
+def _matches(model: nn.Module, where: Where) -> list[str]:
+    """The names of the modules that match, the first name of a module that has several."""
+    named = dict(model.named_modules(remove_duplicate=False))
+    if isinstance(where, type | nn.Module):
+        raise TypeError(f"where must be glob patterns or a function, got {where!r}; {_BY_KIND}")
+    if callable(where):
+        found = [name for name, module in named.items() if where(name, module)]
+        if not found:
+            warn("where is True for no module: no DropBlock layer was inserted")
+    elif isinstance(where, str | Iterable):
+        patterns = [where] if isinstance(where, str) else list(where)
+        if not patterns:
+            warn("where is empty: no DropBlock layer was inserted")
+        matched = {name for pattern in patterns for name in _matches_of(pattern, named)}
+        found = [name for name in named if name in matched]
+    else:
+        raise TypeError(f"where must be a glob pattern, several, or a function (name, module) -> bool, got {where!r}")
+    first: dict[int, str] = {}
+    for name in found:
+        first.setdefault(id(named[name]), name)
+    return list(first.values())
+
+
+_BY_KIND = "a function picks by kind: lambda name, module: isinstance(module, nn.BatchNorm2d)"
+
+
+def _matches_of(pattern: object, named: dict[str, nn.Module]) -> list[str]:
+    if not isinstance(pattern, str):
+        raise TypeError(f"where must be glob patterns over names of modules, got {pattern!r}; {_BY_KIND}")
+    names = [name for name in named if name]
+    if pattern in names:
+        return [pattern]
+    matched = [name for name in names if fnmatchcase(name, pattern)]
+    if not matched:
+        close = difflib.get_close_matches(pattern, names, n=3)
+        hint = f"; close to it are {', '.join(map(repr, close))}" if close else ""
+        warn(f"no module is named like {pattern!r}{hint}")
+    # a parametrization returns weights; a container is refused if it is all there is
+    called = [name for name in matched if sites.has_forward(named[name]) and "parametrizations" not in name.split(".")]
+    return called or matched

@@ -1,0 +1,163 @@
+"""`insert_dropblock_resnet`: the placement of the paper in the ResNets of torchvision and timm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from ..core import checks
+from ..core.checks import Rate
+from ..core.hints import Layers, hinted
+from ..layer.modules import DropBlock2d, DropBlockNd
+from . import sites
+
+GROUPS = {1, 2, 3, 4}
+# the classes whose forward is known to call these norms, and `downsample` on the shortcut if it is not None
+BLOCKS = {
+    (module, kind)
+    for module in ("torchvision.models.resnet", "timm.models.resnet")
+    for kind in ("BasicBlock", "Bottleneck")
+}
+NORMS = ("bn1", "bn2", "bn3")
+
+
+@hinted(
+    "all but the model are keywords: insert_dropblock_resnet(model, keep_prob=0.9, block_size=7), where keep_prob is "
+    "1 minus the share dropped, the p of nn.Dropout"
+)
+def insert_dropblock_resnet(
+    model: nn.Module,
+    *,
+    keep_prob: float = 0.9,
+    block_size: int | Sequence[int] = 7,
+    groups: Sequence[int] = (3, 4),
+    rate: Rate = "exact",
+    share_channels: bool = False,
+    inplace: bool = True,
+) -> dict[str, nn.Module]:
+    """Insert DropBlock where the paper's authors have it: after each convolution and on each shortcut of a group.
+
+    The layer of a convolution acts after its batch norm; that of a shortcut acts on the projection or, where there is
+    none, on the identity. In group g the share dropped is that of group 4 divided by 4^(4 - g). ResNet-50 gets 36
+    layers in groups 3 and 4, ResNet-18 gets 12. The paper increases the share over the training: `KeepProbSchedule`.
+
+    Args:
+        model: a ResNet, ResNeXt or Wide ResNet of torchvision or timm, built of their BasicBlock or Bottleneck, or
+            a part of one that has its groups `layer1` to `layer4`.
+        keep_prob: probability that a unit is kept in group 4, in [0, 1].
+        block_size: height and width of a block, one int for both or two; clamped to the map.
+        groups: which of the groups 1 to 4 get layers.
+        rate: `"exact"` or `"paper"`, as for the layer.
+        share_channels: one mask per sample for all of its channels.
+        inplace: write into what a batch norm returns, whose backward pass does not need it. What other norms and
+            identity shortcuts return is never written into.
+
+    Returns:
+        The layers that were inserted, by the name of the module that each follows.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of its range; the model is no such ResNet, is wrapped or compiled, or has
+            layers there already. Nothing is inserted then.
+
+    Source: the authors' resnet_model.py; section 4.1 of the paper.
+    """
+    sites.refuse_wrapped(model, "insert")
+    keep_prob = checks.probability("keep_prob", keep_prob)
+    checks.flag("inplace", inplace)
+    layers: dict[str, DropBlockNd] = {
+        place.name: DropBlock2d(
+            block_size,
+            keep_prob=place.keep_prob(keep_prob),
+            rate=rate,
+            share_channels=share_channels,
+            inplace=inplace and place.follows_batch_norm,
+        )
+        for place in places(model, groups)
+    }
+    attach(model, layers)
+    return Layers(layers)
+
+
+class Place(NamedTuple):
+    """Where the paper's authors have a layer: after the module of this name, which an identity shortcut still lacks."""
+
+    name: str
+    group: int
+    follows_batch_norm: bool
+
+    def keep_prob(self, of_group_4: float) -> float:
+        return of_group_4 if self.group == 4 else 1.0 - (1.0 - of_group_4) / 4 ** (4 - self.group)
+
+
+def places(model: nn.Module, groups: Sequence[int]) -> list[Place]:
+    """The paper's places in a ResNet, in the order in which it runs them."""
+    found = []
+    for group in _checked(groups):
+        for number, block in _blocks(model, group):
+            for part in (*(norm for norm in NORMS if hasattr(block, norm)), "downsample"):
+                name = f"layer{group}.{number}.{part}"
+                found.append(Place(name, group, _ends_with_batch_norm(getattr(block, part))))
+    return found
+
+
+def attach(model: nn.Module, layers: Mapping[str, DropBlockNd]) -> None:
+    """`sites.attach` for names of `places`; an identity shortcut gets a module for its layer to follow."""
+    parts = [name.rpartition(".") for name in layers]
+    blocks = [(model.get_submodule(block), part) for block, _, part in parts]
+    identities = [block for block, part in blocks if part == "downsample" and block.downsample is None]
+    for block in identities:
+        block.downsample = sites.IdentityShortcut().train(block.training)
+    try:
+        sites.attach(model, layers)
+    except BaseException:
+        for block in identities:
+            del block.downsample
+            block.downsample = None  # type: ignore[assignment]
+        raise
+
+
+def _checked(groups: Sequence[int]) -> list[int]:
+    if isinstance(groups, str) or not isinstance(groups, Sequence):
+        raise TypeError(f"groups must be a sequence of some of 1, 2, 3 and 4, got {groups!r}")
+    numbers = {checks.whole_number("groups", group, at_least=1) for group in groups}
+    if not groups or len(numbers) < len(groups) or not numbers <= GROUPS:
+        raise ValueError(f"groups must be some of 1, 2, 3 and 4, none twice, got {groups!r}")
+    return sorted(numbers)
+
+
+def _blocks(model: nn.Module, group: int) -> list[tuple[str, nn.Module]]:
+    blocks = _known_blocks(model, group)
+    if not blocks:
+        part = next((name for name, module in model.named_modules() if _known_blocks(module, group)), None)
+        raise ValueError(
+            f"{type(model).__name__} has no group layer{group} of torchvision's or timm's BasicBlock or Bottleneck; "
+            + (f"its part model.{part} has" if part else "insert_dropblock(model, where) takes any network")
+        )
+    for number, block in blocks:
+        if not isinstance(getattr(block, "drop_block", None), nn.Identity | None):
+            raise ValueError(  # noqa: TRY004 - the model is of the right type
+                f"layer{group}.{number}.drop_block is a {type(block.drop_block).__name__} already; build the model "
+                "without drop_block_rate, or replace its layers with convert_dropblock(model)"
+            )
+    return blocks
+
+
+def _known_blocks(model: nn.Module, group: int) -> list[tuple[str, nn.Module]]:
+    """The blocks of a group, by number; none if one of them is of a class whose forward is not known."""
+    members = model._modules.get(f"layer{group}")
+    blocks = list(members.named_children()) if isinstance(members, nn.Sequential) else []
+    return blocks if all(_class_of_forward(block) in BLOCKS for _, block in blocks) else []
+
+
+def _class_of_forward(module: nn.Module) -> tuple[str, str]:
+    kind = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
+    return kind.__module__, kind.__name__
+
+
+def _ends_with_batch_norm(module: nn.Module | None) -> bool:
+    if isinstance(module, nn.Sequential) and len(module):
+        module = module[-1]
+    return type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm)

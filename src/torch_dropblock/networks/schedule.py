@@ -1,0 +1,335 @@
+"""`KeepProbSchedule`: the strength of every layer of a model as a function of the training step.
+
+A curve says what part of its full strength a layer has at some progress of the training, both from 0 to 1. A layer of
+strength s that is to keep `target` keeps `1 - s * (1 - target)`: all layers start and end together, and their
+strengths keep their ratio.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from ..core import checks
+from ..core.hints import hinted, warn
+from ..layer.modules import DropBlockNd
+from . import notices, sites
+from .watch import Watch
+
+Curve = Callable[[float], float]
+
+
+def linear(progress: float) -> float:
+    """The paper's: evenly from 0 to 1."""
+    return progress
+
+
+def cosine(progress: float) -> float:
+    """Half a cosine: slow at both ends."""
+    return (1.0 - math.cos(math.pi * progress)) / 2
+
+
+def constant(progress: float) -> float:
+    """At full strength from the first step."""
+    return 1.0
+
+
+def step(progress: float) -> float:
+    """Off in the first half of the training, at full strength in the second."""
+    return 0.0 if progress < 0.5 else 1.0
+
+
+CURVES: dict[str, Curve] = {curve.__name__: curve for curve in (linear, cosine, constant, step)}
+
+
+class KeepProbSchedule:
+    """Take `keep_prob` of every DropBlock layer of a model from 1 to what the layer was made with.
+
+    It is used like a scheduler of `torch.optim.lr_scheduler`: built once, `step()` after each step of the optimizer,
+    `state_dict()` into the checkpoint. Nothing else advances it, so evaluation, a second forward pass and activation
+    checkpointing leave it alone, and it is the same on every rank. A compiled model is not compiled again.
+
+    Args:
+        model: a network with DropBlock layers, inserted or its own; it may be wrapped or compiled.
+        total_steps: the number of steps of the whole training; from then on layers are at full strength.
+        curve: `"linear"` as in the paper, `"cosine"`, `"constant"`, `"step"`, or a function from progress in
+            [0, 1] to strength in [0, 1].
+        start_step: how many steps have been taken already, for a training that goes on without a saved state. (To
+            hold the layers off for the first tenth: `curve=lambda progress: max(0.0, (progress - 0.1) / 0.9)`.)
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of its range, the model has no DropBlock layer, or the curve gives no
+            strength in [0, 1], for which a function is tried at every hundredth.
+        RuntimeError: layers that were inserted are no longer there; looked for again at every step.
+
+    Warns:
+        UserWarning: inserted layers act inside an adapter, before it adds its own part, or are missing in a trace of
+            `torch.fx`; looked for again at every step, and said once.
+
+    Source: section 3 of the paper, "Scheduled DropBlock".
+
+    Examples:
+        >>> from torch_dropblock import DropBlock2d
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), DropBlock2d(7, keep_prob=0.9))
+        >>> schedule = KeepProbSchedule(model, total_steps=100)
+        >>> for _ in range(50):
+        ...     schedule.step()  # after optimizer.step()
+        >>> model[1].keep_prob
+        0.95
+    """
+
+    @hinted(
+        'KeepProbSchedule(model, total_steps=1000, curve="cosine"): total_steps counts steps of the optimizer, '
+        "epochs * len(loader), and what follows it is given by keyword"
+    )
+    def __init__(
+        self, model: nn.Module, total_steps: int, *, curve: str | Curve = "linear", start_step: int = 0
+    ) -> None:
+        self.model = model
+        self.total_steps = checks.whole_number("total_steps", total_steps, at_least=1)
+        self.curve = CURVES[_known(curve)] if isinstance(curve, str) else curve
+        if not callable(self.curve):
+            raise TypeError(f"curve must be one of {', '.join(CURVES)} or a function, got {curve!r}")
+        for percent in range(101):  # rather than when the training gets there
+            _strength(self.curve, percent / 100)
+        self._present: tuple[list[sites.Site], int] = ([], 0)
+        self._seen: dict[str, DropBlockNd] = {}
+        self._known_to_be_off: set[str] = set()
+        self._said: set[str] = set()
+        self._known_to_be_past_the_end = False
+        self._watch: Watch | None = None
+        self.steps = checks.whole_number("start_step", start_step, at_least=0)
+        sites.find_some(model)
+        self._apply()
+        self._watch_the_layers()
+
+    def __repr__(self) -> str:
+        return (
+            f"KeepProbSchedule({type(self.model).__name__}, total_steps={self.total_steps}, "
+            f"curve={self._curve_name!r}, steps={self.steps}, layers={len(self._seen)})"
+        )
+
+    @property
+    def _curve_name(self) -> str:
+        return str(getattr(self.curve, "__name__", type(self.curve).__name__))
+
+    @property
+    def progress(self) -> float:
+        """From 0 before the first step to 1 after the last."""
+        return min(self.steps / self.total_steps, 1.0)
+
+    @property
+    def strength(self) -> float:
+        """What part of its full strength each layer has now."""
+        return _strength(self.curve, self.progress)
+
+    def step(self) -> None:
+        """Go on by one step of the optimizer.
+
+        Warns:
+            UserWarning: once for each layer, the model is in training mode and the layer is not, as where the batch
+                norm that it follows was put into evaluation mode. Once each: more steps were taken than total_steps;
+                the first steps of a training are over, and no layer has run.
+        """
+        self.steps += 1
+        try:
+            self._apply()
+        except Exception:
+            self.steps -= 1
+            raise
+        if self.model.training:
+            self._warn_of_layers_that_are_off()
+        if self.steps > self.total_steps and not self._known_to_be_past_the_end:
+            self._known_to_be_past_the_end = True
+            warn(
+                f"the schedule has been stepped {self.steps} times, more than its total_steps={self.total_steps}: "
+                "its layers are at full strength, and were so too early if the training is not over. total_steps "
+                "counts steps of the optimizer, epochs * len(loader)"
+            )
+        if self._watch and self._watch.stepped():
+            self._watch_ends()
+
+    def _watch_the_layers(self) -> None:
+        layers = self._seen.values()
+        is_called = all(type(layer).drop is DropBlockNd.drop for layer in layers)
+        self._watch = Watch(self.model, self.total_steps, is_on_the_way=self.strength < 1.0, is_called=is_called)
+        for layer in layers:
+            layer.watch = self._watch
+
+    def _watch_ends(self) -> None:
+        for layer in self._seen.values():
+            if layer.watch is self._watch:
+                layer.watch = None
+        self._watch = None
+
+    def _apply(self) -> None:
+        present = sites.walk(self.model)  # with the number of modules, which an adapter changes
+        if present != self._present:
+            self._look_again()
+            self._present = present
+        strength = self.strength
+        for site in present[0]:
+            site.layer.set_strength(strength)
+
+    def _look_again(self) -> None:
+        """Some layers are new, or lost: that a record knows of, or that this schedule has seen before.
+
+        A part that was replaced by its copy has new layers in the old places.
+        """
+        found = sites.find(self.model)
+        there = {id(site.layer) for site in found.values()}
+        seen = {id(layer) for layer in self._seen.values()}
+        new = [f"{sites.canonical(name)}." for name, site in found.items() if id(site.layer) not in seen]
+        gone = [
+            name
+            for name, layer in self._seen.items()
+            if id(layer) not in there and not any(other.startswith(f"{sites.canonical(name)}.") for other in new)
+        ]
+        if gone:
+            raise sites.LostSitesError(gone)
+        self._seen = {name: site.layer for name, site in found.items()}
+        for notice in notices.of(self.model):
+            if notice not in self._said:
+                self._said.add(notice)
+                warn(notice)
+
+    def _warn_of_layers_that_are_off(self) -> None:
+        off = {id(site.layer) for site in self._present[0] if not site.training}
+        names = [name for name, layer in self._seen.items() if id(layer) in off] if off else []
+        if not self._known_to_be_off.issuperset(names):
+            warn(
+                f"the model is in training mode, but {len(names)} of its {len(self._seen)} DropBlock layers are not "
+                f"and drop nothing: {', '.join(names)}. An inserted layer drops while the module that it follows is in "
+                "training mode, or from its own train() to its own eval()"
+            )
+        self._known_to_be_off.update(names)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs: the steps taken, and each layer's own keep_prob by name.
+
+        Warns:
+            UserWarning: once, the parameters of the model have changed many times and the schedule was never stepped.
+                In eager mode the training itself warns.
+        """
+        if self._watch:
+            self._watch.warn_if_not_stepped()
+        return self._state()
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "steps": self.steps,
+            "total_steps": self.total_steps,
+            "curve": self._curve_name,
+            "keep_prob": {name: site.layer.target_keep_prob for name, site in sites.find(self.model).items()},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, with its total steps and the keep_prob that its layers were made with.
+
+        The names of layers may differ by what wrappers such as DistributedDataParallel and `torch.compile`, or
+        adapters such as LoRA, put into them, or by a prefix that all have. The curve stays the one given to this
+        schedule.
+
+        Raises:
+            TypeError, ValueError: it is no state of a schedule, or one of a model with other layers; nothing is
+                changed then.
+
+        Warns:
+            UserWarning: it is the state of a schedule with other total steps, another curve or other keep_prob.
+        """
+        steps, total_steps, curve, saved = _read(state_dict)
+        found, mine = sites.find(self.model), self._state()
+        targets = _renamed(saved, list(found))
+        strength = _strength(self.curve, steps / total_steps)
+        for name, value in (("total_steps", total_steps), ("curve", curve), ("keep_prob", targets)):
+            if mine[name] != value:
+                goes_on = "its own" if name == "curve" else "that of the state"
+                warn(
+                    f"the schedule was built with {name}={mine[name]!r}, the state with {value!r}; it goes on with "
+                    f"{goes_on}"
+                )
+        for site_name, site in found.items():
+            site.layer.keep_prob = targets[site_name]
+            site.layer.set_strength(strength)
+        self.steps, self.total_steps = steps, total_steps
+        self._watch_the_layers()
+
+
+def _strength(curve: Curve, progress: float) -> float:
+    progress = min(progress, 1.0)
+    return checks.probability(f"the strength that curve returned for progress {progress:g}", curve(progress))
+
+
+def _renamed(targets: dict[str, float], names: list[str]) -> dict[str, float]:
+    """The same targets under the names of this model, which wrappers and adapters may have made longer or shorter."""
+    if targets.keys() == set(names):
+        return targets
+    for parts in (_without_wrappers, _without_prefix):
+        mine, theirs = parts(names), parts(list(targets))
+        # none may be like another without what was taken off
+        if len(mine) == len(names) == len(targets) == len(theirs):
+            pairs = _longest_inside(mine, theirs) or {b: a for a, b in _longest_inside(theirs, mine).items()}
+            if pairs:
+                return {mine[part]: targets[theirs[other]] for part, other in pairs.items()}
+    only = [sorted(map(repr, a - b)) for a, b in ((set(names), targets.keys()), (targets.keys(), set(names)))]
+    raise ValueError(
+        "the state is of a model with other DropBlock layers: "
+        f"only in the model: {', '.join(only[0]) or 'none'}; only in the state: {', '.join(only[1]) or 'none'}"
+    )
+
+
+_Parts = tuple[str, ...]
+
+
+def _longest_inside(longer: Iterable[_Parts], shorter: Iterable[_Parts]) -> dict[_Parts, _Parts]:
+    """For each name the longest of the shorter ones that it has all parts of, in order; nothing if one is left over."""
+    pairs: dict[_Parts, _Parts] = {}
+    for name in longer:
+        inside = [other for other in shorter if _is_inside(other, name)]
+        most = max(map(len, inside), default=0)
+        longest = [other for other in inside if len(other) == most]
+        if len(longest) != 1 or longest[0] in pairs.values():
+            return {}
+        pairs[name] = longest[0]
+    return pairs
+
+
+def _is_inside(parts: _Parts, name: _Parts) -> bool:
+    rest = iter(name)
+    return all(part in rest for part in parts)
+
+
+def _without_wrappers(names: list[str]) -> dict[_Parts, str]:
+    return {tuple(sites.canonical(name).split(".")): name for name in names}
+
+
+def _without_prefix(names: list[str]) -> dict[_Parts, str]:
+    """What is left of names, by which no two are alike, when the parts are taken off with which all begin."""
+    parts = _without_wrappers(names)
+    common = 0
+    while all(len(part) > common + 1 for part in parts) and len({part[common] for part in parts}) == 1:
+        common += 1
+    return {part[common:]: name for part, name in parts.items()}
+
+
+def _known(curve: str) -> str:
+    if curve not in CURVES:
+        raise ValueError(f"curve must be one of {', '.join(CURVES)} or a function of progress, got {curve!r}")
+    return curve
+
+
+def _read(state: object) -> tuple[int, int, str, dict[str, float]]:
+    wanted = ("steps", "total_steps", "curve", "keep_prob")
+    if not isinstance(state, dict) or any(name not in state for name in wanted) or not _by_name(state["keep_prob"]):
+        raise TypeError(f"state_dict must be what KeepProbSchedule.state_dict() returned, got {state!r}")
+    targets = {name: checks.probability(f"keep_prob of {name!r}", value) for name, value in state["keep_prob"].items()}
+    steps = checks.whole_number("steps", state["steps"], at_least=0)
+    return steps, checks.whole_number("total_steps", state["total_steps"], at_least=1), str(state["curve"]), targets
+
+
+def _by_name(targets: object) -> bool:
+    return type(targets) is dict and all(isinstance(name, str) for name in targets)

@@ -1,0 +1,49 @@
+"""Interrupt a function at every line, as a signal could, and look at what is left behind."""
+
+import contextlib
+import sys
+from itertools import count
+
+from torch.nn.modules import module
+from torch.utils import hooks
+
+from torch_dropblock.backends import choice
+from torch_dropblock.networks import modes, monte_carlo, sites, summary
+
+FILES = {source.__file__ for source in (choice, modes, sites, summary, monte_carlo, contextlib, module, hooks)}
+
+
+class Interrupt(BaseException):
+    """What a handler of a signal raises."""
+
+
+def interrupt_at_every_line(function, state):
+    """Call the function until no line is left to interrupt it at; the state must be the same each time. How many."""
+    before = state()
+    for moment in count():
+        left = moment
+
+        def trace(frame, event, _):
+            nonlocal left
+            if frame.f_code.co_filename not in FILES:
+                return None
+            if event == "line":
+                left -= 1
+                if left < 0:
+                    where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                    raise Interrupt(where)
+            return trace
+
+        outer = sys.gettrace()
+        where = ""
+        sys.settrace(trace)
+        try:
+            function()
+        except Interrupt as interrupt:
+            where = str(interrupt)
+        finally:
+            sys.settrace(outer)
+        assert state() == before, f"interrupted at {where or 'no line'}"
+        if not where:
+            return moment
+    return None
