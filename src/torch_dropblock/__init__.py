@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .layer.functional import drop_block1d as drop_block1d
     from .layer.functional import drop_block2d as drop_block2d
     from .layer.functional import drop_block3d as drop_block3d
+    from .layer.functional import drop_block_mask as drop_block_mask
     from .layer.modules import DropBlock as DropBlock
     from .layer.modules import DropBlock1d as DropBlock1d
     from .layer.modules import DropBlock2d as DropBlock2d
@@ -32,7 +33,7 @@ else:
     _PUBLIC = {
         "backends.choice": ("backend_report", "use_backend"),
         "core.geometry": ("expected_keep_rate", "keep_rate_map", "seed_probability"),
-        "layer.functional": ("drop_block1d", "drop_block2d", "drop_block3d"),
+        "layer.functional": ("drop_block1d", "drop_block2d", "drop_block3d", "drop_block_mask"),
         "layer.modules": ("DropBlock", "DropBlock1d", "DropBlock2d", "DropBlock3d"),
         "networks.conversion": ("convert_dropblock",),
         "networks.insertion": ("insert_dropblock", "remove_dropblock"),

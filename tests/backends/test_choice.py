@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from helpers.interrupts import interrupt_at_every_line
 from torch_dropblock import DropBlock2d, backend_report, drop_block2d, use_backend
-from torch_dropblock.backends import choice, native
-from torch_dropblock.core.rng import draw_rng_seed
-from torch_dropblock.core.seeds import Blocks
+from torch_dropblock.backends import choice, native, triton
+from torch_dropblock.core.blocks import Blocks
+from torch_dropblock.layer import eager
 
 CPU = torch.device("cpu")
 built = pytest.mark.skipif(native.LIBRARY is None, reason="the native library was not built")
@@ -22,8 +22,7 @@ built = pytest.mark.skipif(native.LIBRARY is None, reason="the native library wa
 def seen(monkeypatch):
     """The paths that calls take, as they are chosen."""
     taken = []
-    choose = choice.choose
-    monkeypatch.setattr(choice, "choose", lambda *arguments: taken.append(choose(*arguments)) or taken[-1])
+    monkeypatch.setattr(eager, "serving", lambda *arguments: taken.append(choice.serving(*arguments)) or taken[-1])
     return taken
 
 
@@ -40,7 +39,8 @@ def test_a_choice_holds_inside_and_can_be_nested(monkeypatch):
             raise RuntimeError("inside")
         drop_block2d(x, 3)
     drop_block2d(x, 3)
-    assert taken == ["native", "sparse", "reference", "native", "sparse", "native"]
+    first = "native" if native.LIBRARY else "sparse"
+    assert taken == [first, "sparse", "reference", first, "sparse", first]
 
 
 def test_a_choice_is_of_its_thread():
@@ -60,23 +60,29 @@ def test_a_bad_name_is_named(name, error):
         pass
 
 
-def test_sparse_and_native_draw_the_same_mask_and_the_reference_another():
+def test_every_path_draws_the_same_mask():
     x = torch.rand(4, 8, 20, 20).add(1)
-    outputs = {}
+    outputs = []
     for name in ("auto", "sparse", "reference", *(["native"] if native.LIBRARY else [])):
         torch.manual_seed(1)
         with use_backend(name):
-            outputs[name] = drop_block2d(x, 5)
-    assert torch.equal(outputs["auto"], outputs["sparse"])
-    if "native" in outputs:
-        assert torch.equal(outputs["native"], outputs["sparse"])
-    assert not torch.equal(outputs["reference"], outputs["sparse"])
+            outputs.append(drop_block2d(x, 5))
+    assert all(torch.equal(outputs[0], output) for output in outputs)
 
 
 def test_sparse_leaves_the_native_library_alone(monkeypatch):
-    monkeypatch.setattr(native, "plan", lambda *_: pytest.fail("the library was asked"))
+    monkeypatch.setattr(native, "drop", lambda *_: pytest.fail("the library was asked"))
     with use_backend("sparse"):
         drop_block2d(torch.ones(2, 3, 8, 8, requires_grad=True), 3).sum().backward()
+
+
+@built
+def test_a_gradient_that_the_asked_path_does_not_serve_goes_through_the_same_mask():
+    x = torch.ones(2, 3, 8, 9, requires_grad=True)
+    with use_backend("native"):
+        y = drop_block2d(x, 3, keep_prob=0.7)
+    y.backward(torch.ones(2, 3, 9, 8).transpose(2, 3))
+    assert torch.equal(x.grad, y)
 
 
 @pytest.mark.parametrize("share_channels", [False, True])
@@ -93,22 +99,13 @@ def test_the_reference_is_a_layer_as_the_others_are(inplace, share_channels, z_s
     assert torch.equal(leaf.grad, (y != 0) * scale)
 
 
-def test_the_references_mask_is_a_function_of_the_rng_seed():
-    blocks = Blocks((2, 3), (9, 9), (3, 3), 0.1)
-    one, two = draw_rng_seed(CPU, None), draw_rng_seed(CPU, None)
-    state = torch.get_rng_state()
-    assert torch.equal(choice.reference_kept(one, blocks), choice.reference_kept(one.clone(), blocks))
-    assert not torch.equal(choice.reference_kept(one, blocks), choice.reference_kept(two, blocks))
-    assert torch.equal(state, torch.get_rng_state())
-
-
 def test_a_choice_that_cannot_serve_says_why_before_anything_is_drawn(monkeypatch):
     x, state = torch.ones(2, 3, 8, 8), torch.get_rng_state()
-    monkeypatch.setattr(choice, "triton_launch", lambda: "Triton cannot be imported (for a test)")
+    monkeypatch.setattr(triton, "_imported", lambda: (None, "Triton cannot be imported (for a test)"))
     with use_backend("triton"), pytest.raises(ValueError, match=r"^use_backend\('triton'\) .*\(for a test\)"):
         drop_block2d(x, 3)
     monkeypatch.setattr(native, "LIBRARY", None)
-    monkeypatch.setattr(native, "WHY_NOT", "it cannot be loaded (for a test)")
+    monkeypatch.setattr(native, "NOT_LOADED", "it cannot be loaded (for a test)")
     with use_backend("native"), pytest.raises(ValueError, match=r"^use_backend\('native'\) .*loaded \(for a test\)"):
         drop_block2d(x, 3)
     with use_backend("native"), pytest.raises(ValueError, match=r"^use_backend\('native'\)"):
@@ -116,18 +113,8 @@ def test_a_choice_that_cannot_serve_says_why_before_anything_is_drawn(monkeypatc
     assert torch.equal(state, torch.get_rng_state())
 
 
-@built
-def test_native_says_what_it_does_not_serve():
-    blocks = Blocks((2, 3), (8, 8), (3, 3), 0.1)
-    x = torch.ones(2, 3, 8, 8)
-    assert choice.why_not_native(x, blocks) == ""
-    assert "float16" in choice.why_not_native(x.half(), blocks)
-    assert "contiguous" in choice.why_not_native(x.transpose(2, 3), blocks)
-    assert "on meta" in choice.why_not_native(x.to("meta"), blocks)
-
-
 def test_triton_is_not_imported_where_it_is_not_asked_for(monkeypatch):
-    monkeypatch.setattr(choice, "triton_launch", lambda: pytest.fail("Triton was asked for"))
+    monkeypatch.setattr(triton, "_imported", lambda: pytest.fail("Triton was asked for"))
     x = torch.ones(2, 3, 8, 8, requires_grad=True)
     DropBlock2d(3).double().to("cpu")(x).sum().backward()
 
@@ -135,8 +122,7 @@ def test_triton_is_not_imported_where_it_is_not_asked_for(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
 def test_a_fake_tensor_of_a_gpu_that_is_not_here():
     """As tools have it that plan the memory of a training on another machine."""
-    assert choice.why_not_triton(torch.device("cuda", 0)) in ("", choice.triton_launch())
-    assert not choice.keeps_keep_prob(torch.device("cuda", 0)), "a tensor of numbers cannot be there"
+    assert not choice.solves_gamma(torch.device("cuda", 0)), "a tensor of numbers cannot be there"
     with FakeTensorMode():
         x = torch.empty(2, 3, 8, 8, device="cuda")
         try:
@@ -152,12 +138,13 @@ def test_report():
     report = backend_report(x, 3)
     expected = "sparse" if native.LIBRARY is None else "native"
     assert report.backend == expected
-    assert list(report.reasons) == list(choice.PATHS)
+    assert list(report.reasons) == ["triton", "native", "sparse", "reference"]
     text = str(report)
     assert text.startswith(f"{expected}, for float32 of shape (2, 3, 8, 8) on cpu")
     assert f"→ {expected}" in text
     assert report.reasons["triton"]
-    assert backend_report(x.half(), 3).backend == "sparse"
+    assert backend_report(x.half(), 3).backend == expected
+    assert backend_report(x.transpose(2, 3), 3).backend == "sparse"
     assert backend_report(x[0], 3).backend == expected
     assert backend_report(x[0], 3, dims=1).backend == expected
     with use_backend("reference"):
@@ -195,29 +182,46 @@ def test_compiled_code_keeps_the_path_it_was_compiled_with(name):
     assert torch.equal(x.grad, y)
     torch.manual_seed(1)
     assert torch.equal(function(x), y)
-    with use_backend("reference" if name == "reference" else "sparse"):
-        torch.manual_seed(1)
-        assert torch.equal(layer(x) != 0, y != 0)
+    torch.manual_seed(1)
+    assert torch.equal(layer(x) != 0, y != 0)
     torch._dynamo.reset()
 
 
-def test_a_keep_prob_on_a_device_is_left_there_for_triton_alone(monkeypatch):
-    value, size = torch.tensor(0.9), (8, 8)
-    assert choice.mean_gap(value, CPU, size, (3, 3), "exact") is None
-    with pytest.raises(TypeError, match=r"^keep_prob must be"):
-        choice.mean_gap(torch.ones(2), CPU, size, (3, 3), "exact")
-    assert not choice.keeps_keep_prob(CPU)
-    assert not choice.keeps_keep_prob(torch.device("meta"))
-    with use_backend("sparse"):
-        monkeypatch.setattr(choice, "why_not_triton", lambda *_: pytest.fail("Triton was asked for"))
-        assert choice.mean_gap(value, torch.device("cuda"), size, (3, 3), "exact") is None
+def test_what_serves_where():
+    blocks, x = Blocks((2, 3), (8, 8), (3, 3)), torch.ones(2, 3, 8, 8)
+    first = "native" if native.LIBRARY else "sparse"
+    assert choice.asked_for(x, blocks) == "auto"
+    assert choice.serving("auto", x, blocks) == choice.serving_compiled(CPU) == first
+    assert choice.serving("auto", x.to("meta"), blocks) == choice.serving_compiled(torch.device("meta")) == "sparse"
+    assert choice.serving("native", x.to("meta"), blocks) == "sparse"
+    for name in ("sparse", "reference"):
+        with use_backend(name):
+            assert (
+                choice.asked_for(x, blocks) == choice.serving(name, x, blocks) == choice.serving_compiled(CPU) == name
+            )
+    with native.left_out():
+        assert choice.serving("auto", x, blocks) == choice.serving_compiled(CPU) == "sparse"
+        with use_backend("native"):
+            assert choice.serving_compiled(CPU) == "sparse"
+    with use_backend("triton"), pytest.raises(ValueError, match=r"^use_backend\('triton'\)"):
+        choice.serving_compiled(CPU)
+
+
+def test_gamma_is_solved_where_triton_is_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for reason, solved in ((None, True), ("for a test", False)):
+        monkeypatch.setattr(triton, "why_not_on", lambda device, reason=reason: reason)
+        assert choice.solves_gamma(torch.device("cuda")) == solved
+        assert choice.serving_compiled(torch.device("cuda")) == ("triton" if solved else "sparse")
+        assert not choice.solves_gamma(CPU)
+        assert not choice.solves_gamma(torch.device("meta"))
 
 
 def test_a_library_that_was_built_is_used():
     """Else its own tests would be skipped, and nobody would know."""
     if not Path(native.__file__).with_name("_native.so").exists():
         pytest.skip("the native library was not built")
-    assert native.LIBRARY is not None, native.WHY_NOT
+    assert native.LIBRARY is not None, native.NOT_LOADED
 
 
 def path():

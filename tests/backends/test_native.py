@@ -1,26 +1,22 @@
-"""The native library and the pure PyTorch path make the same bits of the same RNG seed."""
+"""The native library and the pure PyTorch path make the same bits of the same key."""
 
 import ast
 import itertools
-import os
 import random
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from torch_dropblock import drop_block1d, drop_block2d, drop_block3d
-from torch_dropblock.backends import native, sparse
+from torch_dropblock.backends import native, reference
 from torch_dropblock.backends.sparse import CHANNELS_LAST
-from torch_dropblock.core import seeds as drawing
-from torch_dropblock.core.rng import draw_rng_seed
-from torch_dropblock.core.seeds import Blocks
+from torch_dropblock.core.blocks import Blocks
+from torch_dropblock.core.seeds import table_of
 
 pytestmark = pytest.mark.skipif(native.LIBRARY is None, reason="the native library was not built")
-CPU = torch.device("cpu")
 FUNCTIONS = {1: drop_block1d, 2: drop_block2d, 3: drop_block3d}
 SIZES = {
     1: [(1,), (2,), (31,), (64,), (1000,)],
@@ -38,7 +34,6 @@ def threads():
 
 def results(function, x, gradient, **settings):
     """Output and gradient of a call."""
-    torch.manual_seed(settings.pop("seed"))
     leaf = x.clone().requires_grad_()
     output = function(leaf * 1 if settings.get("inplace") else leaf, **settings)
     output.backward(gradient)
@@ -48,13 +43,13 @@ def results(function, x, gradient, **settings):
 def compare(monkeypatch, function, x, gradient, **settings):
     served = []
     with monkeypatch.context() as patch:
-        drop = native.Plan.drop
-        patch.setattr(native.Plan, "drop", lambda *arguments: served.append(1) or drop(*arguments))
+        drop = native.drop
+        patch.setattr(native, "drop", lambda *arguments: served.append(1) or drop(*arguments))
         mine = results(function, x, gradient, **settings)
-    assert len(served) == 2, "forward and backward are not both served"
-    with native.left_out():
-        theirs = results(function, x, gradient, **settings)
-    assert len(served) == 2
+        assert len(served) == 2, "forward and backward are not both served"
+        with native.left_out():
+            theirs = results(function, x, gradient, **settings)
+        assert len(served) == 2
     for a, b in zip(mine, theirs, strict=True):
         assert a.stride() == b.stride()
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
@@ -81,7 +76,7 @@ def test_outputs_and_gradients_are_the_same_bits(monkeypatch, threads, dims, dty
         threads(choose([1, 2, 3, 5]))
         block = choose([1, 2, 3, 7, 40, tuple(choose([1, 3, 8]) for _ in size)])
         settings = {"block_size": block, "keep_prob": keep_prob, "share_channels": share_channels}
-        compare(monkeypatch, FUNCTIONS[dims], x, gradient, **settings, inplace=choose([False, True]), seed=len(flat))
+        compare(monkeypatch, FUNCTIONS[dims], x, gradient, **settings, inplace=choose([False, True]), key=len(flat))
 
 
 @pytest.mark.parametrize("shape", [(16, 64, 28, 28), (8, 32, 56, 56), (32, 256, 7, 7)], ids=str)
@@ -89,91 +84,113 @@ def test_outputs_and_gradients_are_the_same_bits(monkeypatch, threads, dims, dty
 def test_on_several_threads(monkeypatch, threads, shape, count):
     threads(count)
     x, gradient = torch.randn(2, *shape)
-    compare(monkeypatch, drop_block2d, x, gradient, block_size=7, keep_prob=0.9, seed=count)
+    compare(monkeypatch, drop_block2d, x, gradient, block_size=7, keep_prob=0.9, key=count)
     last = [t.to(memory_format=torch.channels_last) for t in (x, gradient)]
-    compare(monkeypatch, drop_block2d, *last, block_size=7, keep_prob=0.9, seed=count)
+    compare(monkeypatch, drop_block2d, *last, block_size=7, keep_prob=0.9, key=count)
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the threads of a process are counted in /proc")
-def test_a_new_thread_of_python_uses_as_many_threads_as_were_set(threads):
-    x, started = torch.ones(16, 64, 28, 28), []
-
-    def drop():
-        before = len(os.listdir("/proc/self/task"))
-        drop_block2d(x, 7)
-        started.append(len(os.listdir("/proc/self/task")) - before)
-
-    for count in (1, 3):
-        threads(count)
-        thread = threading.Thread(target=drop)
-        thread.start()
-        thread.join()
-    assert started == [0, 2]
+def some_blocks(lead=(4, 6), size=(28, 30), block=(3, 5), share_channels=False, keep_prob=0.8):
+    blocks = Blocks.of(lead, size, block, share_channels)
+    return blocks, table_of(size, blocks.block, blocks.streams.length, keep_prob, "exact")
 
 
-@pytest.mark.parametrize("gamma", [1e-7, 1e-4, 0.01, 0.3, 0.9, 0.99999])
-def test_seeds_are_the_same(gamma):
-    blocks = Blocks((40, 50), (28, 28), (3, 3), gamma)
-    x = torch.empty(40, 50, 28, 28)
-    plan = native.plan(x, x, blocks)
-    for _ in range(20):
-        rng_seed = draw_rng_seed(CPU, None)
-        assert torch.equal(plan.draw_seeds(rng_seed).long(), drawing.draw_seeds(rng_seed, blocks))
+@pytest.mark.parametrize("share_channels", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("size", [(1000,), (7, 7), (28, 28), (33, 129), (8, 8, 40)])
+def test_a_mask_is_the_oracles(threads, size, channels_last, share_channels):
+    if channels_last and len(size) == 1:
+        pytest.skip("there is no channels_last of one dimension")
+    for key, keep_prob in itertools.product((0, -1, 2**63 - 1), (0.01, 0.9, 0.9999)):
+        blocks, table = some_blocks((5, 67), size, (3,) * len(size), share_channels, keep_prob)
+        kept = reference.kept(key, blocks, table)
+        for count in (1, 3):
+            threads(count)
+            mask = torch.full(kept.shape, 7, dtype=torch.uint8)
+            if channels_last:
+                mask = mask.to(memory_format=CHANNELS_LAST[len(size) + 2])
+            scale = native.draw_mask(mask, torch.tensor(key), blocks, table)
+            assert torch.equal(mask, (~kept).to(torch.uint8))
+            assert scale == kept.numel() / kept.sum().item()
 
 
-def test_what_is_too_close_to_an_integer_is_drawn_by_pytorch(monkeypatch):
-    blocks = Blocks((4, 5), (28, 28), (3, 3), 0.01)
-    x, rng_seed = torch.empty(4, 5, 28, 28), torch.tensor(7)
-    plan = native.plan(x, x, blocks)
-    room = torch.empty(plan.layout.room, dtype=torch.int32)
-    assert native.LIBRARY.drop_block_draw(plan.address, 7, 0.5, room.data_ptr(), len(room)) == -1
-    assert native.LIBRARY.drop_block_draw(plan.address, 7, native.CLOSE, room.data_ptr(), 3) == -1  # no room
-    monkeypatch.setattr(native, "CLOSE", 0.5)
-    seeds = plan.draw_seeds(rng_seed)
-    assert seeds.dtype == torch.int32
-    assert torch.equal(seeds.long(), drawing.draw_seeds(rng_seed, blocks))
-    x, mine, theirs = torch.randn(3, 4, 5, 28, 28)
-    assert plan.drop(x, mine, rng_seed, None) == sparse.apply_blocks(x, theirs, seeds.long(), blocks)
-    assert torch.equal(mine, theirs)
+def test_a_scale_is_counted_unless_it_is_given():
+    blocks, table = some_blocks()
+    x, output = torch.rand(2, 4, 6, 28, 30)
+    scale = native.drop(x, output, 5, blocks, table)
+    kept = reference.kept(5, blocks, table)
+    assert scale == kept.numel() / kept.sum().item()
+    assert native.drop(x, output, -5, blocks, table, 2.0) == 2.0
+    assert torch.equal(output, torch.where(reference.kept(-5, blocks, table), x * 2, 0))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_number_of_16_bits_is_scaled_as_pytorch_scales_it(dtype, channels_last):
+    """Multiplied as a float32, then rounded once: subnormal numbers, ties, infinity and NaN too."""
+    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).view(1, 16, 64, 64)
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    blocks = Blocks.of((1, 16), (64, 64), (1, 1), False)
+    nothing = torch.ones(128, dtype=torch.float64)
+    for scale in (1.0, 10 / 9, 1.5, 1 / 3, 2.0, 3e-8, 5e4):
+        output = torch.empty_like(x)
+        native.drop(x, output, 5, blocks, nothing, scale)
+        expected = (x.float() * torch.tensor(scale, dtype=torch.float32)).to(dtype)
+        torch.testing.assert_close(output, expected, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(output.signbit() & ~output.isnan(), expected.signbit() & ~expected.isnan())
 
 
 def test_what_is_not_served():
     x = torch.empty(2, 3, 8, 8)
-    blocks = Blocks((2, 3), (8, 8), (3, 3), 0.1)
-    assert native.plan(x, x, blocks) is not None
-    assert native.plan(x.half(), x.half(), blocks) is None
-    assert native.plan(x.transpose(2, 3), x, blocks) is None
-    assert native.plan(x[..., ::2], x[..., ::2], Blocks((2, 3), (8, 4), (3, 3), 0.1)) is None
-    assert native.plan(x, x, Blocks((2, 3), (8, 8), (3, 3), 0.1, shared=(0,))) is None
-    assert native.plan(x, x, Blocks((2, 3), (8, 8), (3, 3), 1.0)) is None
+    blocks = Blocks((2, 3), (8, 8), (3, 3))
+    for dtype in native.DTYPES:
+        assert native.why_not(x.to(dtype), blocks) is None
+    assert native.why_not(x.to(memory_format=torch.channels_last), blocks) is None
+    assert native.why_not(x, Blocks((2, 3), (8, 8), (3, 3), shared=(1,))) is None
+    assert "on meta" in native.why_not(x.to("meta"), blocks)
+    assert "contiguous" in native.why_not(x.transpose(2, 3), blocks)
+    assert "contiguous" in native.why_not(x[..., ::2], Blocks((2, 3), (8, 4), (3, 3)))
+    assert "contiguous" in native.why_not(x, Blocks((2, 3), (8, 8), (3, 3), shared=(0,)))
+    assert "fewer than 2^31" in native.why_not(x, Blocks((2**20, 2**8), (8, 8), (3, 3)))
+    assert "int32" in native.why_not(x.int(), blocks)
+    assert "plain" in native.why_not(x.as_subclass(torch.nn.Parameter), blocks)
+    assert native.serves_mask(blocks)
+    assert not native.serves_mask(Blocks((2**20, 2**8), (8, 8), (3, 3)))
+    with native.left_out():
+        assert native.why_not(x, blocks) == native.NOT_LOADED
+        assert not native.serves_mask(blocks)
+    assert native.why_not(x, blocks) is None
 
 
-def test_a_library_that_makes_something_else_is_left_out(monkeypatch):
+def test_memory_that_is_not_there_is_an_error(monkeypatch):
+    class Nothing:
+        def drop_block(self, *_):
+            return -1.0
+
+        drop_block_mask = drop_block
+
+    blocks, table = some_blocks()
+    x = torch.empty(4, 6, 28, 30)
+    monkeypatch.setattr(native, "LIBRARY", Nothing())
+    with pytest.raises(MemoryError, match="seeds"):
+        native.drop(x, x, 5, blocks, table)
+    with pytest.raises(MemoryError, match="seeds"):
+        native.draw_mask(x.to(torch.uint8), 5, blocks, table)
+
+
+def test_a_library_of_another_version_is_left_out(monkeypatch):
     file = Path(native.LIBRARY._name)
-    assert not isinstance(native._load(file), str)
-    with monkeypatch.context() as patch:
-        patch.setattr(native, "INTERFACE", native.INTERFACE + 1)
-        assert native._load(file) == "it was built of another version of this package"
-    with monkeypatch.context() as patch:
-        patch.setattr(drawing, "draw_seeds", lambda rng_seed, blocks: torch.tensor([1, 5, 9]))
-        assert native._load(file) == "it does not draw what this version of PyTorch draws"
-    with monkeypatch.context() as patch:
-        patch.setattr(sparse, "apply_blocks", lambda input, out, seeds, blocks: (out.copy_(input), 1.0)[1])
-        assert native._load(file) == "it does not draw what this version of PyTorch draws"
+    assert native.load(file).drop_block_interface() == native.INTERFACE
+    monkeypatch.setattr(native, "INTERFACE", native.INTERFACE + 1)
+    with pytest.raises(native.NotLoadedError, match="another version"):
+        native.load(file)
 
 
 def test_a_library_that_was_not_built_or_cannot_be_loaded_is_left_out(tmp_path):
-    assert native._load(tmp_path / "_native.so") == "it was not built when the package was installed"
+    with pytest.raises(native.NotLoadedError, match="it was not built when the package was installed"):
+        native.load(tmp_path / "_native.so")
     (tmp_path / "_native.so").write_bytes(b"no library")
-    assert native._load(tmp_path / "_native.so").startswith("it cannot be loaded (")
-
-
-def test_it_can_be_left_out_for_a_while():
-    x = torch.empty(2, 3, 8, 8)
-    blocks = Blocks((2, 3), (8, 8), (3, 3), 0.1)
-    with native.left_out():
-        assert native.plan(x, x, blocks) is None
-    assert native.plan(x, x, blocks) is not None
+    with pytest.raises(native.NotLoadedError, match="it cannot be loaded"):
+        native.load(tmp_path / "_native.so")
 
 
 def test_there_is_one_openmp_library():

@@ -272,3 +272,77 @@ def test_writable_on_overlapping_memory(make, overlaps):
             checks.writable(make())
     else:
         checks.writable(make())
+
+
+@pytest.mark.parametrize(
+    ("value", "result"),
+    [
+        (None, None),
+        (0, 0),
+        (-(2**63), -(2**63)),
+        (2**63 - 1, 2**63 - 1),
+        (2**63, -(2**63)),
+        (2**64 - 1, -1),
+        (np.int64(-5), -5),
+        (np.uint64(2**64 - 1), -1),
+        (np.uint8(200), 200),
+    ],
+)
+def test_key(value, result):
+    key = checks.key(value, None)
+    assert key == result
+    assert type(key) is type(result)
+
+
+def test_a_key_that_is_a_tensor_is_taken_as_it_is():
+    key = torch.tensor(-5)
+    assert checks.key(key, None) is key
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (2**64, ValueError),
+        (-(2**63) - 1, ValueError),
+        (1.0, TypeError),
+        (True, TypeError),
+        ("5", TypeError),
+        ([5], TypeError),
+        (np.float32(5), TypeError),
+        (np.array([5, 6]), TypeError),
+        (torch.tensor(5.0), TypeError),
+        (torch.tensor(5, dtype=torch.int32), TypeError),
+        (torch.tensor(True), TypeError),
+        (torch.tensor([5]), TypeError),
+    ],
+)
+def test_bad_key(value, error):
+    with pytest.raises(error, match="^key must be an int of 64 bits or an int64 tensor of no dimensions, got "):
+        checks.key(value, None)
+
+
+def test_key_and_generator_exclude_each_other():
+    with pytest.raises(ValueError, match="^key and generator exclude each other"):
+        checks.key(5, torch.Generator())
+    assert checks.key(None, torch.Generator()) is None
+
+
+@pytest.mark.parametrize("value", [(2, 0, 8), [2, 0, 8], torch.Size([2, 0, 8]), (np.int64(2), 0, 8)])
+def test_sizes(value):
+    assert checks.sizes("shape", value) == (2, 0, 8)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (8, TypeError, "shape must be a sequence of ints, got 8"),
+        ("88", TypeError, "shape must be a sequence of ints, got '88'"),
+        (torch.ones(2), TypeError, "shape must be a sequence of ints"),
+        ((2, -1), ValueError, r"shape\[1\] must be an int of at least 0, got -1"),
+        ((2, 1.5), TypeError, r"shape\[1\] must be an int of at least 0, got 1.5"),
+        ((True, 2), TypeError, r"shape\[0\] must be an int of at least 0, got True"),
+    ],
+)
+def test_bad_sizes(value, error, words):
+    with pytest.raises(error, match=f"^{words}"):
+        checks.sizes("shape", value)

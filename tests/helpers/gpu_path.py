@@ -8,9 +8,11 @@ import warnings
 import pytest
 import torch
 
-from torch_dropblock.core import geometry, reference
-from torch_dropblock.core.rng import draw_rng_seed
-from torch_dropblock.core.seeds import Blocks
+from torch_dropblock.backends import reference
+from torch_dropblock.backends.triton import on
+from torch_dropblock.core.blocks import Blocks
+from torch_dropblock.core.keys import draw_key
+from torch_dropblock.core.seeds import table_of
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 launch = pytest.importorskip("torch_dropblock.backends.triton.launch")
@@ -33,7 +35,7 @@ MARKS = [
 
 
 def on_gpu(function):
-    """A test that needs a device."""
+    """Mark a test that needs a device."""
     return pytest.mark.gpu(pytest.mark.skipif(not HAS_GPU, reason="needs a CUDA GPU")(function))
 
 
@@ -45,51 +47,24 @@ def interpret(file):
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
 
 
-def compiled(capability, function, types, constants, options, sixteens):
-    """The kernel as machine code, by Triton's compiler and the assembler that it brings, without a GPU."""
-    backends = pytest.importorskip("triton.backends.compiler")
-    compiler = pytest.importorskip("triton.compiler")
-    left = iter(types)
-    signature = {name: "constexpr" if name in constants else next(left) for name in function.arg_names}
-    assert next(left, None) is None
-    known = {name for name, t in signature.items() if t.startswith("*")} | set(sixteens)
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if name in known}
-    source = compiler.ASTSource(function, signature, constants, aligned)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return triton.compile(source, target=backends.GPUTarget("cuda", capability, 32), options=options)
+# --- drawing -----------------------------------------------------------------------------------------------------
 
 
-def compiles(variants):
-    """A test that each kernel of these becomes machine code for the GPUs of our users."""
-
-    @pytest.mark.skipif(INTERPRETED, reason="the interpreter has no compiler")
-    @pytest.mark.parametrize("capability", [80, 90])
-    def test(capability, monkeypatch, tmp_path):
-        monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-        built = [compiled(capability, *variant).asm["cubin"] for variant in variants()]
-        assert built
-        assert all(built)
-
-    return test
+def new_key():
+    return draw_key(DEVICE, None)
 
 
-def rng_seed():
-    return draw_rng_seed(DEVICE, None)
+def some_blocks(lead=(8, 16), size=(28, 28), block=(7, 7), keep_prob=0.9, shared=False, rate="exact"):
+    """Return the blocks and their table on the device."""
+    blocks = Blocks.of(lead, size, block, shared)
+    return blocks, on(DEVICE, table_of(size, blocks.block, blocks.streams.length, keep_prob, rate))
 
 
-def some_blocks(lead=(8, 16), size=(28, 28), block=(7, 7), keep_prob=0.9, shared=(), rate="exact"):
-    block = geometry.clamp(size, block)
-    return Blocks(lead, size, block, geometry.gamma(size, block, keep_prob, rate), shared)
-
-
-def oracle_kept(mask):
-    """The oracle's mask for the seeds that the kernel says it drew."""
-    blocks = mask.blocks
-    dense = torch.zeros(blocks.positions, dtype=torch.bool)
-    dense[mask.seeds().cpu()] = True
-    kept = reference.kept_mask(dense.view(1, -1, *blocks.valid), blocks.block)
-    return kept.view(*blocks.own_lead, *blocks.size)
+def assert_is_that_of_the_oracle(mask, key, table):
+    """The mask is the oracle's, bit for bit, and the scale is its units over its units kept."""
+    kept = reference.kept(key.cpu(), mask.blocks, table.cpu())
+    assert torch.equal(mask.dense().cpu(), ~kept)
+    assert mask.scale.item() == kept.numel() / max(int(kept.sum()), 1)
 
 
 def assert_same(mine, expected):
@@ -99,3 +74,43 @@ def assert_same(mine, expected):
         assert torch.equal(mine == 0, expected == 0)
     else:
         torch.testing.assert_close(mine, expected, rtol=0, atol=0, equal_nan=True)
+
+
+# --- the compiler, without a GPU ---------------------------------------------------------------------------------
+
+
+def integers(values):
+    """The types that Triton gives to integers, by their names and values."""
+    return {name: "i32" if -(2**31) <= value < 2**31 else "i64" for name, value in values.items()}
+
+
+def compiled(capability, function, types, constants, options=None, sixteens=()):
+    """A kernel as machine code, by Triton's compiler and the assembler that it brings, without a GPU.
+
+    `types` and `constants` are by the names of its arguments; pointers and `sixteens` are multiples of 16.
+    """
+    backends = pytest.importorskip("triton.backends.compiler")
+    compiler = pytest.importorskip("triton.compiler")
+    assert {*types, *constants} == {*function.arg_names}
+    signature = {name: types.get(name, "constexpr") for name in function.arg_names}
+    known = {name for name, t in types.items() if t.startswith("*")} | set(sixteens)
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if name in known}
+    source = compiler.ASTSource(function, signature, constants, aligned)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return triton.compile(source, target=backends.GPUTarget("cuda", capability, 32), options=options)
+
+
+def compiles(variants, check=lambda ptx, *variant: None):
+    """Make a test that each kernel of these becomes machine code for the GPUs of our users, and passes a check."""
+
+    @pytest.mark.skipif(INTERPRETED, reason="the interpreter has no compiler")
+    @pytest.mark.parametrize("capability", [80, 90])
+    def test(capability, monkeypatch, tmp_path):
+        monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+        for variant in variants():
+            built = compiled(capability, *variant)
+            assert built.asm["cubin"]
+            check(built.asm["ptx"], *variant)
+
+    return test

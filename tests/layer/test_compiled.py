@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,13 +17,12 @@ from torch._inductor.utils import run_fw_bw_and_get_code
 from torch.func import grad, vmap
 from torch.utils.checkpoint import checkpoint
 
-from torch_dropblock import DropBlock, DropBlock1d, DropBlock2d, DropBlock3d, drop_block2d
+from torch_dropblock import DropBlock, DropBlock1d, DropBlock2d, DropBlock3d, drop_block2d, drop_block_mask
 from torch_dropblock.backends import sparse
 from torch_dropblock.core import geometry
-from torch_dropblock.core import seeds as drawing
-from torch_dropblock.core.seeds import Blocks
+from torch_dropblock.core.blocks import Blocks
+from torch_dropblock.core.seeds import draw_seeds, table_of
 from torch_dropblock.layer import compiled
-from torch_dropblock.layer.eager import ApplyBlocks, Scale
 
 # torch's own compiler uses things that torch deprecates
 pytestmark = [
@@ -133,24 +133,33 @@ def test_activation_checkpointing(backend):
         assert torch.equal(x.grad == 0, y == 2)
 
 
-@pytest.mark.parametrize("share_channels", [False, True])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_the_same_rng_seed_gives_the_values_and_gradients_of_eager_mode(dtype, memory_format, share_channels):
-    shape, rng_seed, keep_prob = (8, 6, 20, 17), torch.tensor(20181030), torch.tensor(0.8, dtype=torch.float64)
-    gamma = geometry.gamma((20, 17), (5, 3), 0.8, "exact")
-    blocks = Blocks((8, 6), (20, 17), (5, 3), gamma, shared=(1,) if share_channels else ())
-    function = compile(
-        lambda x: compiled._Apply.apply(x, rng_seed, keep_prob, (5, 3), "exact", share_channels, "sparse")
-    )
-    one, other = (torch.randn(shape).to(dtype).to(memory_format=memory_format) for _ in range(2))
-    x, again = one.clone().requires_grad_(), one.clone().requires_grad_()
-    y, expected = function(x), ApplyBlocks.apply(again, rng_seed, blocks, Scale(), False)
-    assert torch.equal(y, expected)
-    assert y.stride() == expected.stride()
-    y.backward(other)
-    expected.backward(other)
-    assert torch.equal(x.grad, again.grad)
+def test_keys_are_data_and_draw_nothing():
+    """An int is compiled in at first and a variable from the second value on; a tensor is one from the start."""
+    function = compile(lambda x, key: drop_block2d(x, 3, key=key) + 0)
+    x = torch.rand(4, 8, 20, 20).add(1)
+    state = torch.get_rng_state()
+    for several, most in (((5, -1, 0, 2**63 - 1, -(2**63)), 2), (map(torch.tensor, (5, -1, 0)), 1)):
+        for key in several:
+            assert torch.equal(function(x, key) != 0, drop_block_mask(x.shape, 3, key=key))
+        assert compilations() <= most
+        torch._dynamo.reset()
+        counters.clear()
+    for key in (2**64 - 1, np.int64(-7)):
+        torch._dynamo.reset()
+        assert torch.equal(function(x, key) != 0, drop_block_mask(x.shape, 3, key=key))
+    assert torch.equal(compile(lambda x: drop_block_mask(x.shape, 3, key=5))(x), drop_block_mask(x.shape, 3, key=5))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_default_compiler_draws_the_mask_of_a_key():
+    function = compile(lambda x, key: drop_block2d(x * 2, 5, key=key) + 1, "inductor")
+    x = torch.rand(4, 8, 20, 20).add(1).requires_grad_()
+    for key in (5, -(2**63), 2**63 - 1):
+        y = function(x, torch.tensor(key))
+        expected = drop_block2d(x * 2, 5, key=key) + 1
+        assert torch.allclose(y, expected)
+        assert torch.equal(y == 1, expected == 1)
+        assert torch.equal(torch.autograd.grad(y.sum(), x)[0] == 0, expected == 1)
 
 
 def test_what_a_dropped_unit_held_is_gone():
@@ -255,7 +264,7 @@ def test_scaling_and_zeroing_are_fused_with_their_neighbours(memory_format):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_only_the_rng_seed_and_two_numbers_are_saved_for_the_backward_pass(backend):
+def test_only_the_key_and_two_numbers_are_saved_for_the_backward_pass(backend):
     function = compile(DropBlock2d(7), backend)
     saved = []
     x = torch.rand(16, 64, 28, 28, requires_grad=True)
@@ -285,13 +294,15 @@ def test_operators_are_what_they_say(lead, size, block, share_channels, channels
         *(lead, size, block, "exact", share_channels, channels_last),
     )
     torch.library.opcheck(compiled.draw, arguments)
-    mask, scale, density = compiled.draw(*arguments)
-    again = arguments[0], density, *arguments[2:]
-    torch.library.opcheck(compiled.redraw, again)
-    assert torch.equal(mask, compiled.redraw(*again))
+    mask, scale, table = compiled.draw(*arguments)
+    for kept in (table, None):
+        again = *arguments[:2], kept, *arguments[2:]
+        torch.library.opcheck(compiled.redraw, again)
+        assert torch.equal(mask, compiled.redraw(*again))
     assert mask.dtype == torch.uint8
     if mask.numel():
-        assert scale.item() == mask.numel() / max((mask == 0).sum().item(), 1)
+        kept = (mask == 0).sum().item()
+        assert scale.item() == (mask.numel() / kept if kept else 0.0)
 
 
 @pytest.mark.parametrize("randomness", ["same", "different"])
@@ -321,8 +332,8 @@ def test_export_of_an_eval_model_has_no_trace_of_the_layer():
 
 
 def test_channels_last_masks_lie_as_their_input_does():
-    blocks = Blocks((4, 6), (9, 9), (3, 3), 0.05)
-    seeds = drawing.draw_seeds(torch.tensor(1), blocks)
+    blocks = Blocks((4, 6), (9, 9), (3, 3))
+    seeds = draw_seeds(1, blocks, table_of((9, 9), (3, 3), blocks.streams.length, 0.7, "exact"))
     masks = [sparse.dropped_mask(seeds, blocks, seeds.device, channels_last=flag) for flag in (False, True)]
     assert torch.equal(*masks)
     assert masks[1].is_contiguous(memory_format=torch.channels_last)
@@ -351,6 +362,6 @@ def test_the_package_may_be_imported_again():
 
 def test_keep_prob_is_not_mapped_over():
     shape = ([4, 8], [9, 9], [3, 3], "exact", False, False)
-    function = vmap(lambda seed, keep_prob: compiled.draw(seed, keep_prob, *shape)[0])
+    function = vmap(lambda key, keep_prob: compiled.draw(key, keep_prob, *shape)[0])
     with pytest.raises(ValueError, match="keep_prob cannot be mapped over"):
         function(torch.arange(2), torch.tensor([0.5, 0.9], dtype=torch.float64))

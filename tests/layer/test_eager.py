@@ -21,8 +21,7 @@ def same_mask(drop_block):
     """A layer that draws the same seeds at every call, so that it is a function."""
 
     def function(x, **options):
-        generator = torch.Generator().manual_seed(5)
-        return drop_block(x, keep_prob=0.7, generator=generator, **options)
+        return drop_block(x, keep_prob=0.7, key=5, **options)
 
     return function
 
@@ -147,14 +146,14 @@ def saved_bytes(function, x):
     return total
 
 
-def test_only_the_rng_seed_is_saved_for_the_backward_pass():
+def test_only_the_key_is_saved_for_the_backward_pass():
     """A number of 64 bits, and what is known of every mask of this kind."""
     x = torch.randn(16, 64, 28, 28, requires_grad=True)
     for function in (drop, lambda x: drop(x * 1, inplace=True)):
         assert saved_bytes(function, x) == 0
         node = function(x).grad_fn
         assert not [value for value in vars(node).values() if isinstance(value, torch.Tensor)]
-        assert -(2**63) <= node.rng_number < 2**63
+        assert -(2**63) <= node.key < 2**63
 
 
 # --- vmap --------------------------------------------------------------------------------------------------------

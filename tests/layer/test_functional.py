@@ -1,12 +1,22 @@
 """The functions as a user calls them: dtypes, layouts, shapes, randomness, errors."""
 
+import numpy as np
 import pytest
 import torch
 import torch.fx
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import vmap
 
-from torch_dropblock import DropBlock2d, drop_block1d, drop_block2d, drop_block3d
+from torch_dropblock import (
+    DropBlock2d,
+    drop_block1d,
+    drop_block2d,
+    drop_block3d,
+    drop_block_mask,
+    expected_keep_rate,
+    seed_probability,
+)
 
 FUNCTIONS = [drop_block1d, drop_block2d, drop_block3d]
 SIZES = {drop_block1d: (31,), drop_block2d: (12, 17), drop_block3d: (6, 9, 7)}
@@ -95,6 +105,13 @@ def test_empty(shape, inplace):
     assert y.shape == shape
     y.sum().backward()
     assert x.grad.shape == shape
+
+
+def test_keep_prob_0_of_the_paper_keeps_what_its_gamma_keeps():
+    x = torch.ones(64, 64, 8, 8)
+    kept = [(drop_block2d(x, 3, keep_prob=p, rate="paper", key=5) != 0).double().mean().item() for p in (0.0, 1e-12)]
+    expected = expected_keep_rate((8, 8), 3, seed_probability((8, 8), 3, 0.0, "paper"))
+    assert kept == [pytest.approx(expected, abs=0.01)] * 2
 
 
 @pytest.mark.parametrize("rate", ["exact", "paper"])
@@ -311,3 +328,122 @@ def test_a_dtensor_is_refused():
 
     with pytest.raises(TypeError, match=r"got a DTensor: call it on what its to_local\(\) returns"):
         drop_block2d(torch.ones(1, 2, 8, 8).as_subclass(DTensor), 3)
+
+
+# --- key ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize(
+    "same",
+    [
+        (5, np.int64(5), np.uint8(5), torch.tensor(5)),
+        (-1, 2**64 - 1, np.int64(-1), np.uint64(2**64 - 1), torch.tensor(-1)),
+        (-(2**63), 2**63, torch.tensor(-(2**63))),
+    ],
+)
+def test_a_key_fixes_the_mask_and_draws_nothing(function, same):
+    x, state = torch.rand(4, 5, *SIZES[function]).add(1), torch.get_rng_state()
+    first, *others = [function(x, 3, key=key) for key in same]
+    assert all(torch.equal(first, other) for other in others)
+    assert not torch.equal(first, function(x, 3, key=6))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("key", [np.int64(5), np.uint64(2**64 - 5), 2**64 - 5, -5, torch.tensor(-5)])
+def test_a_key_under_vmap(key):
+    x = torch.rand(3, 2, 8, 9, 9).add(1)
+    y = vmap(lambda x: drop_block2d(x, 3, key=key))(x)
+    assert torch.equal(y[1] != 0, drop_block2d(x[1], 3, key=key) != 0)
+
+
+def test_keys_are_not_mapped_over():
+    """A mask of the first key would not be that of the others."""
+    x = torch.ones(2, 8, 9, 9)
+    with pytest.raises(ValueError, match="^key must be the same for all that torch.vmap maps over"):
+        vmap(lambda x, key: drop_block2d(x, 3, key=key), in_dims=(None, 0))(x, torch.arange(2))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"key": 0.5}, TypeError, "key must be"),
+        ({"key": False}, TypeError, "key must be"),
+        ({"key": "5"}, TypeError, "key must be"),
+        ({"key": torch.tensor(5.0)}, TypeError, "key must be"),
+        ({"key": torch.tensor([5])}, TypeError, "key must be"),
+        ({"key": 2**64}, ValueError, "key must be"),
+        ({"key": -(2**63) - 1}, ValueError, "key must be"),
+        ({"key": 5, "generator": torch.Generator()}, ValueError, "key and generator exclude each other"),
+    ],
+)
+def test_a_bad_key_is_refused(options, error, words):
+    with pytest.raises(error, match=f"^{words}"):
+        drop_block2d(torch.ones(2, 3, 8, 8), 3, **options)
+
+
+# --- drop_block_mask ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lead", [(5,), (4, 5)])
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"keep_prob": 0.0},
+        {"keep_prob": 1.0},
+        {"keep_prob": 0.5, "share_channels": True},
+        {"keep_prob": 0.5, "rate": "paper"},
+    ],
+)
+def test_a_mask_is_what_a_call_with_its_key_keeps(function, lead, options):
+    x = torch.rand(*lead, *SIZES[function]).add(1)
+    for key in (5, torch.tensor(-5)):
+        kept = drop_block_mask(x.shape, 3, dims=len(SIZES[function]), key=key, **options)
+        assert kept.dtype == torch.bool
+        assert torch.equal(kept, function(x, 3, key=key, **options) != 0)
+
+
+def test_a_mask_without_a_key_is_that_of_the_next_call():
+    x = torch.ones(4, 8, 12, 17)
+    torch.manual_seed(3)
+    kept = drop_block_mask(x.shape, 3)
+    torch.manual_seed(3)
+    assert torch.equal(kept, drop_block2d(x, 3) != 0)
+    assert not torch.equal(kept, drop_block_mask(x.shape, 3))
+    state = torch.get_rng_state()
+    assert drop_block_mask(x.shape, 3, keep_prob=1.0).all()
+    assert torch.equal(torch.get_rng_state(), state), "nothing is drawn where nothing is dropped"
+
+
+def test_where_a_mask_is():
+    with torch.device("meta"):
+        assert drop_block_mask((2, 3, 8, 8), 3).device.type == "cpu"
+    assert drop_block_mask((2, 3, 8, 8), 3, device="meta").is_meta
+    assert drop_block_mask((2, 0, 8, 8), 3).shape == (2, 0, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"shape": (8, 8)}, ValueError, r"shape must have 3 or 4 dimensions, got \(8, 8\)"),
+        ({"shape": (1, 1, 8, 8), "dims": 1}, ValueError, r"shape must have 2 or 3 dimensions"),
+        ({"shape": 8}, TypeError, "shape must be a sequence of ints"),
+        ({"shape": (3, 8.0, 8)}, TypeError, r"shape\[1\] must be an int"),
+        ({"shape": (3, -1, 8)}, ValueError, r"shape\[1\] must be an int of at least 0"),
+        ({"dims": 4}, ValueError, "dims must be 1, 2 or 3, got 4"),
+        ({"dims": 0}, ValueError, "dims must be"),
+        ({"dims": 2.0}, TypeError, "dims must be"),
+        ({"block_size": 0}, ValueError, "block_size must be"),
+        ({"block_size": (3, 3, 3)}, ValueError, "block_size must be"),
+        ({"keep_prob": 1.5}, ValueError, "keep_prob must be"),
+        ({"rate": "fast"}, ValueError, "rate must be"),
+        ({"share_channels": 1}, TypeError, "share_channels must be"),
+        ({"key": 1.0}, TypeError, "key must be"),
+    ],
+)
+def test_bad_arguments_of_a_mask_are_named(change, error, words):
+    arguments = {"shape": (2, 3, 8, 8), "block_size": 3} | change
+    with pytest.raises(error, match=f"^{words}"):
+        drop_block_mask(**arguments)

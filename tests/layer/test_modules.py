@@ -196,6 +196,36 @@ def test_assigning_keep_prob_is_checked_and_a_bad_one_changes_nothing():
     assert isinstance(layer.keep_prob, float)
 
 
+@pytest.mark.parametrize(
+    ("name", "good", "bad", "error"),
+    [
+        ("block_size", 5, 0, ValueError),
+        ("block_size", (5, 3), 0.1, TypeError),
+        ("block_size", [5, 3], (1, 2, 3, 4), ValueError),
+        ("block_size", np.int64(5), None, TypeError),
+        ("rate", "paper", "fast", ValueError),
+        ("rate", "paper", None, TypeError),
+        ("share_channels", True, 1, TypeError),
+        ("inplace", True, "yes", TypeError),
+    ],
+)
+def test_every_attribute_is_checked_when_it_is_assigned(name, good, bad, error):
+    layer, x = DropBlock2d(7), torch.ones(4, 8, 28, 28)
+    before = repr(layer)
+    with pytest.raises(error, match=f"^{name} must be"):
+        setattr(layer, name, bad)
+    assert repr(layer) == before
+    setattr(layer, name, good)
+    for each in (layer, copy.copy(layer), copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        arguments = {key: getattr(each, key) for key in ("block_size", "keep_prob", "rate", "share_channels")}
+        torch.manual_seed(1)
+        y = each(x.clone())
+        torch.manual_seed(1)
+        assert torch.equal(y, drop_block2d(x, **arguments))
+        with pytest.raises(error, match=f"^{name} must be"):
+            setattr(each, name, bad)
+
+
 def test_wrong_rank_at_the_call():
     with pytest.raises(ValueError, match=r"^input must be .*\(N, C, H, W\) or \(C, H, W\), got one of shape \(8, 8\)"):
         DropBlock2d(3)(torch.ones(8, 8))

@@ -360,7 +360,8 @@ def test_hooks_from_another_process_keep_their_keys(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code, tmp_path / "model.pt"], check=True)
     code = (
-        "import sys, torch; from torch_dropblock import dropblock_summary, sites; "
+        "import sys, torch; from torch_dropblock import dropblock_summary; "
+        "from torch_dropblock.networks import sites; "
         "model = torch.load(sys.argv[1], weights_only=False); "
         "handles = [module.register_forward_hook(lambda *_: None) for module in model]; "
         "dropblock_summary(model, (1, 3, 8, 8)); [handle.remove() for handle in handles]; "
@@ -517,7 +518,7 @@ def test_a_trace_has_the_layer_with_its_mode_and_keep_prob(where):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_what_compiled_code_reads_follows_the_input_to_its_device(monkeypatch):
     """A CUDA graph has no place for a tensor of the CPU; here the device "meta" is the GPU."""
-    monkeypatch.setattr(choice, "keeps_keep_prob", lambda device: device.type == "meta")
+    monkeypatch.setattr(choice, "solves_gamma", lambda device: device.type == "meta")
     torch._dynamo.reset()
     model = network()
     (inserted,) = insert_dropblock(model, ["0"], block_size=3).values()

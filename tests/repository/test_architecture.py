@@ -94,6 +94,7 @@ def test_public_names():
     assert set(torch_dropblock.__all__) == {
         *(f"DropBlock{dims}" for dims in ("", "1d", "2d", "3d")),
         *(f"drop_block{dims}" for dims in ("1d", "2d", "3d")),
+        "drop_block_mask",
         "seed_probability",
         "expected_keep_rate",
         "keep_rate_map",
@@ -144,7 +145,9 @@ for name in torch_dropblock.__all__:
 LAYER = {"keep_prob": 0.9, "rate": "exact", "share_channels": False, "inplace": False}
 DEFAULTS = {
     **{f"DropBlock{dims}d": LAYER for dims in (1, 2, 3)},
-    **{f"drop_block{dims}d": LAYER | {"training": True, "generator": None} for dims in (1, 2, 3)},
+    **{f"drop_block{dims}d": LAYER | {"training": True, "generator": None, "key": None} for dims in (1, 2, 3)},
+    "drop_block_mask": {k: LAYER[k] for k in ("keep_prob", "rate", "share_channels")}
+    | {"dims": 2, "key": None, "device": None},
     "DropBlock": {"p": 0.5},
     "seed_probability": {"rate": "exact"},
     "KeepProbSchedule": {"curve": "linear", "start_step": 0},

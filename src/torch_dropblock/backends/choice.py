@@ -1,9 +1,12 @@
-"""Which path a call takes: chosen by the tensor at each call, said by `backend_report`, overruled by `use_backend`.
+"""Which backend serves a call: chosen by the tensor at each call, said by `backend_report`, overruled by `use_backend`.
+
+Each backend is a module with `why_not(input, blocks)`, which is None if the backend serves the input, and with
+`drop(input, output, key, blocks, table, scale)`. All of them make the same mask of a key.
 
 | name | what it is | for |
 | --- | --- | --- |
-| `"triton"` | `triton_launch.py`: a bit mask is drawn, the input is read once and written once | CUDA, with Triton |
-| `"native"` | `native.c`: the seeds and values of `"sparse"`, bit for bit, in one pass | the CPU, where it was built |
+| `"triton"` | a mask of bits is drawn, then the input is read once and the output written once | CUDA, with Triton |
+| `"native"` | C: one pass over memory | the CPU, where it was built |
 | `"sparse"` | plain PyTorch operations | every device |
 | `"reference"` | Algorithm 1 line by line, dense: the oracle | every device; never chosen by itself |
 """
@@ -14,21 +17,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core import checks, reference
-from ..core.geometry import Size, clamp
-from ..core.rng import RngSeed, device_of
-from ..core.seeds import Blocks
-from . import native
+from ..core import checks
+from ..core.blocks import Blocks
+from . import native, reference, sparse, triton
 
-PATHS = ("triton", "native", "sparse", "reference")
-NAMES = ("auto", *PATHS)
+BACKENDS: dict[str, Any] = {"triton": triton, "native": native, "sparse": sparse, "reference": reference}
+NAMES = ("auto", *BACKENDS)
+# in their order of preference
+CHOSEN = {"cpu": ("native", "sparse"), "cuda": ("triton", "sparse")}
 ASKED_ONLY = "it is dense and slow: only use_backend('reference') takes it"
 # each with an object of its own, since contexts that overlap end in any order
 _asked: ContextVar[tuple[tuple[object, str], ...]] = ContextVar(
@@ -46,8 +47,7 @@ def use_backend(name: str) -> Iterator[None]:
 
     A gradient takes the path of its forward pass, wherever it is computed. Compiled code keeps the choice that was in
     force when it was compiled: put the first call of a compiled function inside, or `torch.compiler.reset()`.
-    Masks of one RNG seed are the same bits for `"native"` and `"sparse"`, and others for each other path; their
-    distribution is the same.
+    The mask of a key is the same bits on every path.
 
     Args:
         name: `"triton"`, `"native"`, `"sparse"` or `"reference"`; or `"auto"`, the default: Triton for CUDA tensors
@@ -80,94 +80,48 @@ def _withdraw(name: tuple[object, str]) -> None:
     _asked.set(tuple(asked for asked in _asked.get() if asked is not name))
 
 
-@lru_cache(maxsize=1)
-def triton_launch() -> ModuleType | str:
-    """The module, or why it cannot be imported; imported when it is first needed."""
-    try:
-        from .triton import launch as triton_launch
-    except (ImportError, RuntimeError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        return f"Triton cannot be imported ({reason})"
-    return triton_launch
+def asked_for(input: Tensor, blocks: Blocks) -> str:
+    """Return the backend that `use_backend` asks for, or "auto".
 
-
-def why_not_triton(device: torch.device, size: Size | None = None) -> str:
-    """Why Triton does not serve tensors on this device, with maps of this size; empty if it does."""
-    kernel = triton_launch()
-    return kernel if isinstance(kernel, str) else str(kernel.why_not(device, size))
-
-
-def why_not_native(input: Tensor, blocks: Blocks) -> str:
-    """Why the native library does not serve the input; empty if it does."""
-    if input.device.type != "cpu":
-        return f"it runs on the CPU, and the input is on {input.device}"
-    if native.LIBRARY is None:
-        return native.WHY_NOT
-    if input.dtype not in native.DTYPES:
-        return f"it takes float32, bfloat16 and float64, and the input is {str(input.dtype).removeprefix('torch.')}"
-    if native.plan(input, input, blocks) is None:
-        return "it takes plain tensors, contiguous or channels-last, with a γ between 0 and 1"
-    return ""
-
-
-def choose(input: Tensor, blocks: Blocks) -> str:
-    """The path of a call in eager mode; where `"native"` does not serve a tensor, `"sparse"` makes the same bits."""
+    Raises:
+        ValueError: it does not serve the input.
+    """
     asked = _asked_name()
-    if asked == "auto":
-        if input.device.type == "cpu":
-            return "native"
-        return "sparse" if input.device.type != "cuda" or why_not_triton(input.device, blocks.size) else "triton"
-    reason = ""
-    if asked == "triton":
-        reason = why_not_triton(input.device, blocks.size)
-    elif asked == "native":
-        reason = why_not_native(input, blocks)
-    if reason:
+    if asked != "auto" and (reason := BACKENDS[asked].why_not(input, blocks)):
         raise _cannot_serve(asked, reason)
     return asked
 
 
-def choose_compiled(device: torch.device) -> str:
-    """The path of code that is being compiled: by what does not change from call to call."""
+def serving(asked: str, input: Tensor, blocks: Blocks) -> str:
+    """Return the backend that serves a tensor: the one that is asked for, or the first of those that serve it.
+
+    A gradient may be a tensor that the asked one does not serve; then `"sparse"` does, with the same mask.
+    """
+    names = CHOSEN.get(input.device.type, ()) if asked == "auto" else (asked,)
+    return next((name for name in names if BACKENDS[name].why_not(input, blocks) is None), "sparse")
+
+
+def serving_compiled(device: torch.device) -> str:
+    """Return the backend of code that is being compiled: by what does not change from call to call."""
     asked = _asked_name()
-    if asked == "native":
-        return "sparse"  # the same bits; the application is the compiler's
-    if asked == "triton" and (reason := why_not_triton(device)):
-        raise _cannot_serve(asked, reason)
     if asked == "auto":
-        return "triton" if device.type == "cuda" and not why_not_triton(device) else "sparse"
+        if device.type == "cuda":
+            return "sparse" if triton.why_not_on(device) else "triton"
+        return "native" if device.type == "cpu" and native.LIBRARY else "sparse"
+    if asked == "triton" and (reason := triton.why_not_on(device)):
+        raise _cannot_serve(asked, reason)
+    if asked == "native" and not (device.type == "cpu" and native.LIBRARY):
+        return "sparse"
     return asked
 
 
 # what torch.compiler.assume_constant_result does; that would import the whole compiler here, and Triton with it
-choose_compiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
+serving_compiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def mean_gap(keep_prob: Tensor, device: torch.device, size: Size, block_size: Size, rate: str) -> Tensor | None:
-    """What Triton draws gaps with, from a `keep_prob` on a device; None if another path is taken.
-
-    Raises:
-        TypeError: `keep_prob` is no floating-point tensor of no dimensions.
-    """
-    checks.scalar("keep_prob", keep_prob)
-    if _asked_name() not in ("auto", "triton") or device.type != "cuda" or why_not_triton(device, size):
-        return None
-    kernel = triton_launch()
-    gap: Tensor = kernel.mean_gap(keep_prob.to(device), size, clamp(size, block_size), rate)  # type: ignore[union-attr]
-    return gap
-
-
-def keeps_keep_prob(device: torch.device) -> bool:
-    """Whether γ is solved on this device, so that a `keep_prob` for compiled code is best kept there."""
-    return device.type == "cuda" and torch.cuda.is_available() and not why_not_triton(device)
-
-
-def reference_kept(rng_seed: RngSeed, blocks: Blocks) -> Tensor:
-    """The oracle's mask, True where kept, of shape `(*own_lead, *size)`; the RNG seed is read by the host."""
-    generator = torch.Generator().manual_seed(int(rng_seed) & (2**63 - 1))
-    seeds = reference.draw_seeds((1, blocks.planes().lead[0], *blocks.valid), blocks.gamma, generator)
-    kept = reference.kept_mask(seeds, blocks.block).view(*blocks.own_lead, *blocks.size)
-    return kept.to(device_of(rng_seed))
+def solves_gamma(device: torch.device) -> bool:
+    """Return whether γ is solved on this device, so that a `keep_prob` for compiled code is best kept there."""
+    return device.type == "cuda" and torch.cuda.is_available() and triton.why_not_on(device) is None
 
 
 @dataclass(frozen=True)
@@ -213,24 +167,19 @@ def backend_report(
         raise ValueError(f"dims must be 1, 2 or 3, got {dims!r}")
     input = checks.feature_map(input, dims)
     size = checks.positive_ints("block_size", block_size, dims)
-    keep = checks.probability("keep_prob", keep_prob)
+    checks.probability("keep_prob", keep_prob)
     lead, spatial = tuple(input.shape[:-dims]), tuple(input.shape[-dims:])
-    blocks = Blocks.of(lead, spatial, size, keep, "exact", checks.flag("share_channels", share_channels))
-    taken, asked = choose(input, blocks), _asked_name()
-    if taken == "native" and why_not_native(input, blocks):
-        taken = "sparse"
-    reasons = {
-        "triton": why_not_triton(input.device, spatial),
-        "native": why_not_native(input, blocks),
-        "sparse": "",
-        "reference": ASKED_ONLY,
-    }
-    if asked != "auto":
-        reasons = {name: why or f"use_backend({asked!r}) asks for another" for name, why in reasons.items()}
-        reasons[taken] = f"use_backend({asked!r}) asks for it"
-    else:
+    blocks = Blocks.of(lead, spatial, size, checks.flag("share_channels", share_channels))
+    asked = asked_for(input, blocks)
+    taken = serving(asked, input, blocks)
+    reasons = {name: backend.why_not(input, blocks) for name, backend in BACKENDS.items()}
+    reasons["reference"] = ASKED_ONLY
+    if asked == "auto":
         reasons = {name: why or f"{taken} comes first" for name, why in reasons.items()}
         reasons[taken] = "the first that serves this tensor"
+    else:
+        reasons = {name: why or f"use_backend({asked!r}) asks for another" for name, why in reasons.items()}
+        reasons[taken] = f"use_backend({asked!r}) asks for it"
     dtype = str(input.dtype).removeprefix("torch.")
     return BackendReport(taken, f"{dtype} of shape {tuple(input.shape)} on {input.device}", reasons)
 

@@ -17,7 +17,7 @@
 #define INLINE static inline __attribute__((always_inline))
 
 enum { CHUNK = 1 << 12 };          /* bytes that are scaled at once; then blocks are zeroed in them, in the cache */
-enum { STATE = 624, SHIFT = 397 }; /* of the Mersenne Twister */
+#define PHI 0x9E3779B97F4A7C15u
 
 typedef struct {
     int64_t planes, depth, height, width; /* of the mask; 1 for an axis that is not there */
@@ -25,22 +25,22 @@ typedef struct {
     int64_t repeat;   /* planes of memory, one after the other, that have one mask */
     int64_t unit;     /* elements of memory, one after the other, that are one unit of the mask */
     int64_t channels; /* planes whose units lie interleaved in memory */
-    int64_t dtype;    /* 0: float32, 1: bfloat16, 2: float64 */
-    int64_t room;     /* for that many seeds */
-    double log_keep;  /* log(1 - gamma) */
-} Blocks;
+    int64_t dtype;    /* 0: float32, 1: bfloat16, 2: float64, 3: float16 */
+    int64_t positions;
+    int64_t streams, stream_length, per_group, group; /* `Streams` of blocks.py */
+} Layout;
 
-INLINE int64_t valid_rows(const Blocks *b) { return b->height - b->block_height + 1; }
-INLINE int64_t valid_columns(const Blocks *b) { return b->width - b->block_width + 1; }
-INLINE int64_t valid(const Blocks *b) { return (b->depth - b->block_depth + 1) * valid_rows(b) * valid_columns(b); }
-INLINE int64_t words(const Blocks *b) { return (b->width + 31) / 32; }
-INLINE int64_t mask_words(const Blocks *b) { return (b->depth * b->height * words(b) + 1) / 2 * 2; }
+INLINE int64_t valid_rows(const Layout *b) { return b->height - b->block_height + 1; }
+INLINE int64_t valid_columns(const Layout *b) { return b->width - b->block_width + 1; }
+INLINE int64_t valid(const Layout *b) { return (b->depth - b->block_depth + 1) * valid_rows(b) * valid_columns(b); }
+INLINE int64_t words(const Layout *b) { return (b->width + 31) / 32; }
+INLINE int64_t mask_words(const Layout *b) { return (b->depth * b->height * words(b) + 1) / 2 * 2; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* The corner of the block of the `place`-th position of a plane; rows are counted through all layers. */
 typedef struct { int64_t row, column; } Corner;
 
-INLINE Corner corner(const Blocks *b, uint32_t place, uint32_t columns)
+INLINE Corner corner(const Layout *b, uint32_t place, uint32_t columns)
 {
     uint32_t row = place / columns;
     return (Corner){row + (b->depth > 1 ? row / valid_rows(b) * (b->block_height - 1) : 0), place - row * columns};
@@ -56,86 +56,103 @@ static const int32_t *first_from(const int32_t *seeds, const int32_t *end, int64
     return seeds;
 }
 
+static int by_position(const void *a, const void *b)
+{
+    int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+    return (x > y) - (x < y);
+}
+
+INLINE void sort(int32_t *seeds, int64_t count)
+{
+    if (count > 64) {
+        qsort(seeds, count, sizeof *seeds, by_position);
+        return;
+    }
+    for (int64_t i = 1; i < count; i++) {
+        int32_t seed = seeds[i];
+        int64_t j = i;
+        for (; j && seeds[j - 1] > seed; j--) seeds[j] = seeds[j - 1];
+        seeds[j] = seed;
+    }
+}
+
 /* --- drawing ------------------------------------------------------------------------------------------------- */
 
-INLINE uint32_t twist(uint32_t a, uint32_t b, uint32_t far)
+INLINE uint64_t mix(uint64_t word)
 {
-    return far ^ ((a & 0x80000000u) | (b & 0x7fffffffu)) >> 1 ^ (-(b & 1u) & 0x9908b0dfu);
+    word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9u;
+    word = (word ^ word >> 27) * 0x94D049BB133111EBu;
+    return word ^ word >> 31;
 }
 
-CLONES static void next_state(uint32_t *s)
-{
-#pragma omp simd safelen(16)
-    for (int i = 0; i < STATE - SHIFT; i++) s[i] = twist(s[i], s[i + 1], s[i + SHIFT]);
-#pragma omp simd safelen(16)
-    for (int i = STATE - SHIFT; i < STATE - 1; i++) s[i] = twist(s[i], s[i + 1], s[i + SHIFT - STATE]);
-    s[STATE - 1] = twist(s[STATE - 1], s[0], s[SHIFT - 1]);
-}
+/* The base of a stream's words; `key` is mixed already. */
+INLINE uint64_t base_of(uint64_t key, int64_t stream) { return mix(key + (uint64_t)(stream + 1) * PHI); }
 
-/* The gaps that drawing.py makes of PyTorch's next numbers. The logarithm is not PyTorch's to the last bit: returned is
-   whether a quotient is so close to an integer that the difference might matter. */
-CLONES static int next_gaps(const uint32_t *s, double rotation, double per_log, double most, double close, int32_t *gaps)
+/* How many seeds a stream has, those beyond its end among them: `_counts` of seeds.py. */
+static int64_t count_of(uint64_t base, const double *table)
 {
-    int32_t words[STATE];
-    double doubtful = 0;
-    for (int i = 0; i < STATE; i++) {
-        uint32_t y = s[i] ^ s[i] >> 11;
-        y ^= y << 7 & 0x9d2c5680u;
-        y ^= y << 15 & 0xefc60000u;
-        y ^= y >> 18;
-        words[i] = (int32_t)y;
+    int64_t numbers = (int64_t)table[0], many = 0;
+    for (int64_t i = 0; i < numbers; i++) {
+        double uniform = (double)(int64_t)(mix(base + (uint64_t)i * PHI) >> 11) * 0x1p-53;
+        int k = 1;
+        while (table[k] <= uniform) k++; /* the last entry is 1 */
+        many += k - 1;
     }
-#pragma omp simd reduction(+ : doubtful)
-    for (int i = 0; i < STATE / 2; i++) {
-        double low = words[2 * i + 1], u = (words[2 * i] & 0x1fffff) * 0x1p32 + low + (low < 0 ? 0x1p32 : 0.0);
-        u = u * 0x1p-53 + rotation;
-        u -= u >= 1 ? 1.0 : 0.0;
-        uint64_t bits;
-        memcpy(&bits, &u, 8);
-        double exponent = (int32_t)(bits >> 52) - 1023, m;
-        bits = (bits & 0xfffffffffffffu) | 0x3ff0000000000000u;
-        memcpy(&m, &bits, 8);
-        exponent += m > M_SQRT2 ? 1.0 : 0.0;
-        m *= m > M_SQRT2 ? 0.5 : 1.0;
-        double r = (m - 1) / (m + 1), q = r * r;
-        double series = 1 + q * (1 / 3. + q * (1 / 5. + q * (1 / 7. + q * (1 / 9. + q * (1 / 11. + q * (1 / 13.
-            + q * (1 / 15. + q * (1 / 17.))))))));
-        double quotient = (2 * r * series + exponent * M_LN2) * per_log;
-        quotient = u > 0 ? quotient : most;
-        quotient = quotient < most ? quotient : most;
-        double whole = (double)(int32_t)(quotient + 0.5), apart = fabs(quotient - whole) - close * whole;
-        doubtful += apart < 0 ? 1.0 : 0.0; /* never where the whole is 0 */
-        gaps[i] = (int32_t)quotient + 1;
-    }
-    return doubtful > 0;
+    return many;
 }
 
-/* What native.py expects of this file; raise both with every change of `Blocks` or of a function's arguments. */
-int drop_block_interface(void) { return 3; }
-
-/* `draw_seeds` of drawing.py: how many, or -1 if they must be drawn there. */
-int64_t drop_block_draw(const Blocks *b, uint64_t rng_seed, double close, int32_t *seeds, int64_t room)
+/* The seeds of a stream, sorted; how many. */
+static int64_t draw_stream(const Layout *b, int64_t stream, uint64_t base, int64_t numbers, int64_t many, int32_t *seeds)
 {
-    uint32_t state[STATE] = {(uint32_t)rng_seed};
-    int32_t gaps[STATE / 2];
-    int64_t positions = b->planes * valid(b), count = 0, last = -1;
-    for (uint32_t i = 1; i < STATE; i++) state[i] = 1812433253u * (state[i - 1] ^ state[i - 1] >> 30) + i;
-    for (;;) {
-        next_state(state);
-        if (next_gaps(state, (double)(rng_seed >> 32) * 0x1p-32, 1 / b->log_keep, (double)positions + 0.5, close, gaps)) return -1;
-        for (int i = 0; i < STATE / 2; i++) {
-            last += gaps[i];
-            if (last >= positions) return count;
-            if (count == room) return -1;
-            seeds[count++] = (int32_t)last;
+    int64_t start = stream / b->per_group * b->group + stream % b->per_group * b->stream_length;
+    int64_t end = least(least(start + b->stream_length, (stream / b->per_group + 1) * b->group), b->positions), count = 0;
+    base += (uint64_t)numbers * PHI;
+    for (int64_t i = 0; i < many; i++, base += PHI) {
+        int64_t seed = start + (int64_t)((mix(base) >> 17) * (uint64_t)b->stream_length >> 47);
+        if (seed < end) seeds[count++] = (int32_t)seed;
+    }
+    sort(seeds, count);
+    return count;
+}
+
+/* Draw the seeds of all streams, sorted; `ends` has room for a number per stream. How many, or -1 without memory. The
+   caller frees them. */
+static int64_t draw_seeds(const Layout *b, uint64_t key, const double *table, int threads, int32_t **seeds)
+{
+    int64_t *ends = malloc((b->streams + 1) * sizeof *ends), total = 0, count = 0;
+    *seeds = NULL;
+    if (!ends) return -1;
+    key = mix(key);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t s = 0; s < b->streams; s++) ends[s + 1] = count_of(base_of(key, s), table);
+    ends[0] = 0;
+    for (int64_t s = 0; s < b->streams; s++) total = ends[s + 1] += total;
+    *seeds = malloc((total + 1) * sizeof **seeds);
+    if (*seeds) {
+        int64_t lengths[threads], froms[threads];
+        memset(lengths, 0, sizeof lengths);
+#pragma omp parallel num_threads(threads)
+        {
+            int t = omp_get_thread_num(), n = omp_get_num_threads();
+            int64_t low = b->streams * t / n, high = b->streams * (t + 1) / n;
+            int32_t *to = *seeds + (froms[t] = ends[low]);
+            for (int64_t s = low; s < high; s++)
+                to += draw_stream(b, s, base_of(key, s), (int64_t)table[0], ends[s + 1] - ends[s], to);
+            lengths[t] = to - *seeds - ends[low];
+        }
+        for (int t = 0; t < threads; t++) { /* close the gaps that seeds beyond the end of a stream leave */
+            if (lengths[t]) memmove(*seeds + count, *seeds + froms[t], lengths[t] * sizeof **seeds);
+            count += lengths[t];
         }
     }
+    free(ends);
+    return *seeds ? count : -1;
 }
 
 /* --- counting ------------------------------------------------------------------------------------------------ */
 
 /* Set the bits of blocks in a mask of 32-bit words: row by row, word by word, channel by channel. */
-CLONES static void mark(const Blocks *b, const int32_t *seeds, const int32_t *end, uint32_t first_plane, int64_t channels,
+CLONES static void mark(const Layout *b, const int32_t *seeds, const int32_t *end, uint32_t first_plane, int64_t channels,
                         uint32_t *mask)
 {
     uint32_t per_plane = (uint32_t)valid(b), columns = (uint32_t)valid_columns(b);
@@ -159,9 +176,9 @@ CLONES static void mark(const Blocks *b, const int32_t *seeds, const int32_t *en
 INLINE int64_t common(int64_t a, int64_t b, int64_t length) { int64_t d = llabs(a - b); return d < length ? length - d : 0; }
 
 /* How many units the blocks of whole planes drop. */
-CLONES static int64_t count_some(const Blocks *blocks, const int32_t *seeds, const int32_t *end, uint32_t *mask)
+CLONES static int64_t count_some(const Layout *blocks, const int32_t *seeds, const int32_t *end, uint32_t *mask)
 {
-    const Blocks copy = *blocks, *b = &copy; /* that the mask cannot overlap, as far as the compiler knows */
+    const Layout copy = *blocks, *b = &copy; /* that the mask cannot overlap, as far as the compiler knows */
     int64_t size = mask_words(b), block = b->block_depth * b->block_height * b->block_width, dropped = 0;
     uint32_t per_plane = (uint32_t)valid(b), columns = (uint32_t)valid_columns(b);
     while (seeds < end) {
@@ -188,14 +205,30 @@ CLONES static int64_t count_some(const Blocks *blocks, const int32_t *seeds, con
 }
 
 /* Of the planes that have seeds, those that begin in the t-th of n parts of the seeds. */
-static int64_t count_part(const Blocks *b, const int32_t *seeds, int64_t count, int t, int n, uint32_t *mask)
+static int64_t count_part(const Layout *b, const int32_t *seeds, int64_t count, int t, int n, uint32_t *mask)
 {
     const int32_t *end = seeds + count, *low = seeds + count * t / n, *high = seeds + count * (t + 1) / n;
     int64_t per_plane = valid(b);
-    if (per_plane == 1) return (high - low) * b->depth * b->height * b->width;
+    if (per_plane == 1) { /* a seed drops a whole plane, once */
+        int64_t planes = 0;
+        for (; low < high; low++) planes += low == seeds || low[0] != low[-1];
+        return planes * b->depth * b->height * b->width;
+    }
     while (low > seeds && low < end && low[0] / per_plane == low[-1] / per_plane) low++;
     while (high > seeds && high < end && high[0] / per_plane == high[-1] / per_plane) high++;
     return count_some(b, low, high, mask);
+}
+
+/* How many of `n` bytes are 1. */
+CLONES static int64_t ones(const uint8_t *bytes, int64_t n)
+{
+    int64_t sum = 0;
+    for (int64_t i = 0; i < n; i += 128) { /* a sum of 128 ones fits into a byte */
+        uint8_t part = 0;
+        for (int64_t j = i; j < least(i + 128, n); j++) part += bytes[j];
+        sum += part;
+    }
+    return sum;
 }
 
 /* --- applying ------------------------------------------------------------------------------------------------ */
@@ -207,6 +240,32 @@ INLINE uint16_t to_bfloat16(float x)
     memcpy(&bits, &x, 4);
     bits = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
     return (uint16_t)(x != x ? 0x7fc0u : bits);
+}
+INLINE float from_float16(uint16_t half)
+{
+    uint32_t bits = (uint32_t)(half & 0x7fffu) << 13, special = half & 0x7fffu; /* the exponent is 112 too small */
+    float x, magic = 0x1p112f;
+    memcpy(&x, &bits, 4);
+    x *= magic; /* subnormal numbers too */
+    memcpy(&bits, &x, 4);
+    bits |= (special >= 0x7c00u ? 0x7f800000u : 0u) | (uint32_t)(half & 0x8000u) << 16; /* inf and nan */
+    memcpy(&x, &bits, 4);
+    return x;
+}
+INLINE uint16_t to_float16(float x)
+{
+    uint32_t bits, sign, normal, small;
+    memcpy(&bits, &x, 4);
+    sign = bits >> 16 & 0x8000u, bits &= 0x7fffffffu;
+    normal = (bits - 0x38000000u + 0xfffu + (bits >> 13 & 1u)) >> 13; /* rounded to the nearest, ties to even */
+    float y;
+    memcpy(&y, &bits, 4);
+    y += 0.5f; /* the addition rounds a subnormal result to the last bits */
+    memcpy(&small, &y, 4);
+    uint32_t half = bits < 0x38800000u ? small - 0x3f000000u : normal;
+    half = bits >= 0x477ff000u ? 0x7c00u : half; /* 65520 and more */
+    half = bits > 0x7f800000u ? 0x7e00u : half;
+    return (uint16_t)(half | sign);
 }
 #define SAME(x) (x)
 
@@ -255,12 +314,14 @@ INLINE void prefetch(const void *in, void *out)
 APPLY(float32, float, float, SAME, SAME)
 APPLY(bfloat16, uint16_t, float, from_bfloat16, to_bfloat16)
 APPLY(float64, double, double, SAME, SAME)
+APPLY(float16, uint16_t, float, from_float16, to_float16)
 
 static const struct {
     int64_t size;
     void (*scale)(const void *, void *, int64_t, double);
     void (*row)(const void *, void *, const uint32_t *, int64_t, int64_t, double);
-} DTYPES[] = {{4, scale_float32, row_float32}, {2, scale_bfloat16, row_bfloat16}, {8, scale_float64, row_float64}};
+} DTYPES[] = {{4, scale_float32, row_float32}, {2, scale_bfloat16, row_bfloat16}, {8, scale_float64, row_float64},
+               {2, scale_float16, row_float16}};
 
 /* Zero `count` stretches of `length` bytes, 2 or more, whose starts are `step` bytes apart. */
 INLINE void zero(char *p, int64_t count, int64_t step, int64_t length)
@@ -278,7 +339,7 @@ INLINE void zero(char *p, int64_t count, int64_t step, int64_t length)
     }
 }
 
-static void apply_planes(const Blocks *b, const char *in, char *out, const int32_t *seeds, const int32_t *end,
+static void apply_planes(const Layout *b, const char *in, char *out, const int32_t *seeds, const int32_t *end,
                          double scale, int64_t low, int64_t high)
 {
     int64_t item = DTYPES[b->dtype].size, line = b->width * b->unit * item, plane = b->depth * b->height * line;
@@ -306,7 +367,7 @@ static void apply_planes(const Blocks *b, const char *in, char *out, const int32
     }
 }
 
-static void apply_rows(const Blocks *b, const char *in, char *out, const int32_t *seeds, const int32_t *end,
+static void apply_rows(const Layout *b, const char *in, char *out, const int32_t *seeds, const int32_t *end,
                        double scale, int64_t low, int64_t high, uint32_t *mask)
 {
     int64_t rows = b->depth * b->height, row_words = words(b) * b->channels, sample = -1;
@@ -323,15 +384,15 @@ static void apply_rows(const Blocks *b, const char *in, char *out, const int32_t
 }
 
 /* Write the input with blocks zeroed and the rest scaled; a scale below 0 is counted. The scale, or -1 without memory. */
-double drop_block_apply(const Blocks *b, const void *in, void *out, const int32_t *seeds, int64_t count, double scale,
-                        int64_t threads)
+static double apply_seeds(const Layout *b, const void *in, void *out, const int32_t *seeds, int64_t count, double scale,
+                          int threads)
 {
     int64_t total = b->channels > 1 ? b->planes / b->channels * b->depth * b->height : b->planes;
     int64_t size = mask_words(b) * b->channels, dropped = 0, units = b->planes * b->depth * b->height * b->width;
     uint32_t *masks = malloc(threads * size * sizeof *masks);
     if (!masks) return -1;
     double counted = scale;
-#pragma omp parallel num_threads((int)threads)
+#pragma omp parallel num_threads(threads)
     {
         int t = omp_get_thread_num(), n = omp_get_num_threads();
         uint32_t *mask = masks + t * size;
@@ -352,13 +413,47 @@ double drop_block_apply(const Blocks *b, const void *in, void *out, const int32_
     return counted;
 }
 
-/* Both: the scale, or -1 if it must be done in two steps. */
-double drop_block(const Blocks *b, uint64_t rng_seed, double close, const void *in, void *out, double scale,
-                  int64_t threads)
+/* What native.py expects of this file; raise both with every change of `Layout` or of a function's arguments. */
+int drop_block_interface(void) { return 3; }
+
+/* Draw and apply; a scale below 0 is counted. The scale, or -1 without memory. */
+double drop_block(const Layout *b, uint64_t key, const double *table, int threads, const void *in, void *out, double scale)
 {
-    int32_t *seeds = malloc(b->room * sizeof *seeds);
-    int64_t count = seeds ? drop_block_draw(b, rng_seed, close, seeds, b->room) : -1;
-    if (count >= 0) scale = drop_block_apply(b, in, out, seeds, count, scale, threads);
+    int32_t *seeds;
+    int64_t count = draw_seeds(b, key, table, threads, &seeds);
+    scale = count < 0 ? -1 : apply_seeds(b, in, out, seeds, count, scale, threads);
     free(seeds);
-    return count >= 0 ? scale : -1;
+    return scale;
+}
+
+/* Draw a mask of bytes, 1 where dropped, in the memory order of the layout. The scale, or -1 without memory. */
+double drop_block_mask(const Layout *b, uint64_t key, const double *table, int threads, uint8_t *mask)
+{
+    int64_t plane = b->depth * b->height * b->width, units = b->planes * plane, dropped = 0, per_plane = valid(b);
+    int32_t *seeds;
+    int64_t count = draw_seeds(b, key, table, threads, &seeds);
+    if (count < 0) return -1;
+#pragma omp parallel num_threads(threads) reduction(+ : dropped)
+    {
+        /* whole samples if channels are interleaved, else whole planes */
+        int64_t channels = b->channels, parts = b->planes / channels, line = b->width * channels;
+        int64_t low = parts * omp_get_thread_num() / omp_get_num_threads();
+        int64_t high = parts * (omp_get_thread_num() + 1) / omp_get_num_threads();
+        memset(mask + low * channels * plane, 0, (high - low) * channels * plane);
+        const int32_t *end = first_from(seeds, seeds + count, high * channels * per_plane);
+        for (const int32_t *seed = first_from(seeds, seeds + count, low * channels * per_plane); seed < end; seed++) {
+            int64_t index = *seed / per_plane, sample = index / channels, channel = index % channels;
+            Corner at = corner(b, (uint32_t)(*seed - index * per_plane), (uint32_t)valid_columns(b));
+            uint8_t *first = mask + sample * channels * plane + at.row * line + at.column * channels + channel;
+            for (int64_t z = 0; z < b->block_depth; z++)
+                for (int64_t y = 0; y < b->block_height; y++) {
+                    uint8_t *row = first + (z * b->height + y) * line;
+                    if (channels == 1) memset(row, 1, b->block_width);
+                    else for (int64_t x = 0; x < b->block_width; x++) row[x * channels] = 1;
+                }
+        }
+        dropped += ones(mask + low * channels * plane, (high - low) * channels * plane);
+    }
+    free(seeds);
+    return dropped < units ? (double)units / (double)(units - dropped) : 0.0;
 }

@@ -1,11 +1,9 @@
-"""The sparse path: from the few seeds of `drawing.py` to the memory that their blocks cover, which is zeroed.
+"""The backend of plain PyTorch operations: it zeroes the memory that the blocks of a few seeds cover.
 
-    rng_seed ── draw_seeds ──> seeds ── apply_blocks ──> output
-                                          count_dropped: the scale, then
-                                          scale_and_zero: rows of memory (CPU)
-                                          apply_masked: a mask (other devices)
+    key ── draw_seeds ──> seeds ── count_dropped: the scale (CPU) ── scale_and_zero: rows of memory (CPU)
+                                └─ dropped_mask: a mask (other devices) ── masked
 
-No mask is kept: the backward pass has the RNG seed and draws the same seeds again.
+No mask is kept: the backward pass has the key and draws the same seeds again.
 """
 
 from __future__ import annotations
@@ -18,8 +16,10 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from ..core.blocks import Blocks
 from ..core.geometry import Size
-from ..core.seeds import Blocks
+from ..core.keys import Key
+from ..core.seeds import draw_seeds
 
 # How many bytes are worked on at once, so that the second pass over them finds them in the cache.
 BYTES_AT_ONCE = 1 << 24
@@ -120,45 +120,59 @@ def _stretches(axes: tuple[tuple[int, int], ...]) -> tuple[int, tuple[int, ...],
     return length, tuple(offsets), tuple(steps)
 
 
-def _spans(seeds: Tensor, total: int, step: int, positions: int) -> Iterator[tuple[int, int, slice]]:
-    """Cut `total` equal parts, of `positions` seed positions each, into spans of `step`, with their seeds."""
+def _spans(seeds: Tensor, blocks: Blocks, total: int, step: int) -> Iterator[tuple[int, int, slice]]:
+    """Cut `total` equal parts into spans of `step`, each with the seeds of all streams that have positions in it."""
     if total <= step:
         yield 0, total, WHOLE
         return
+    part, group = blocks.positions // total, blocks.streams.group
     lows = range(0, total, step)
-    bounds = torch.tensor([low * positions for low in lows[1:]], dtype=torch.int64, device="cpu")
-    cuts = torch.searchsorted(seeds, bounds).tolist()
-    for low, first, end in zip(lows, [0, *cuts], [*cuts, len(seeds)], strict=True):
-        yield low, min(low + step, total), slice(first, end)
+    highs = [min(low + step, total) for low in lows]
+    bounds = [low * part // group * group for low in lows] + [-(-high * part // group) * group for high in highs]
+    # seeds are sorted by groups, if not within
+    cuts = torch.searchsorted(seeds, torch.tensor(bounds, dtype=torch.int64, device="cpu")).tolist()
+    for low, high, first, end in zip(lows, highs, cuts, cuts[len(highs) :], strict=False):
+        yield low, high, slice(first, end)
 
 
 # --- counting and applying ---------------------------------------------------------------------------------------
 
 
-def apply_blocks(
-    input: Tensor, out: Tensor, seeds: Tensor, blocks: Blocks, scale: float | Tensor | None = None
+def why_not(input: Tensor, blocks: Blocks) -> str | None:
+    """Return why this backend does not serve the input: it serves every one."""
+    return None
+
+
+def drop(
+    input: Tensor, output: Tensor, key: Key, blocks: Blocks, table: Tensor, scale: float | Tensor | None = None
 ) -> float | Tensor:
-    """Write the input with the blocks of `seeds` zeroed and the rest scaled into `out`, which may be the input.
+    """Write the input with blocks zeroed and the rest scaled into `output`, which may be the input.
 
     Returns the scale, which is counted unless it is given.
     """
+    return apply_seeds(input, output, draw_seeds(key, blocks, table), blocks, scale)
+
+
+def apply_seeds(
+    input: Tensor, out: Tensor, seeds: Tensor, blocks: Blocks, scale: float | Tensor | None = None
+) -> float | Tensor:
+    """Write the input with the blocks of `seeds` zeroed and the rest scaled into `out`, and return the scale."""
     if input.device.type != "cpu":
         return apply_masked(input, out, seeds, blocks, scale)
     if not blocks.shared and all(_is_one_axis(t, len(blocks.lead)) for t in (input, out)):
-        blocks = blocks.planes()
+        blocks = blocks.flat
         input, out = (t.view(*blocks.lead, *blocks.size) for t in (input, out))
     covered = cover(seeds, blocks, out.stride())
     if not isinstance(scale, float):
         lies_like_mask = len(blocks.lead) == 1 and not blocks.shared and out.is_contiguous()
-        planes, in_mask = (blocks, covered) if lies_like_mask else (blocks.planes(), None)
-        kept = blocks.units - count_dropped(seeds, planes, in_mask)
+        kept = blocks.units - count_dropped(seeds, blocks.flat, covered if lies_like_mask else None)
         scale = blocks.units / kept if kept else 0.0
     scale_and_zero(input, out, seeds, covered, scale, blocks)
     return scale
 
 
 def apply_masked(input: Tensor, out: Tensor, seeds: Tensor, blocks: Blocks, scale: float | Tensor | None) -> Tensor:
-    """`apply_blocks` on any device, with nothing read back."""
+    """Do what `apply_seeds` does, on any device, with nothing read back."""
     dropped = dropped_mask(seeds, blocks, input.device)
     if not isinstance(scale, Tensor):
         scale = scale_of(dropped)
@@ -174,7 +188,7 @@ def masked(input: Tensor, dropped: Tensor, scale: Tensor) -> Tensor:
 
 def dropped_mask(seeds: Tensor, blocks: Blocks, device: torch.device, channels_last: bool = False) -> Tensor:
     """The mask that the seeds make, True where dropped: bool of shape `(*own_lead, *size)`."""
-    own = replace(blocks, lead=blocks.own_lead, shared=())
+    own = Blocks(blocks.own_lead, blocks.size, blocks.block)
     # the surplus of `draw_fixed_number` lies one past the end of the first dimension
     mask = empty_mask((own.lead[0] + 1, *own.lead[1:], *own.size), device, channels_last).zero_()
     there = cover(seeds, own, mask.stride())
@@ -210,17 +224,16 @@ def _count(memory: Tensor) -> Tensor:
 
 
 def count_dropped(seeds: Tensor, planes: Blocks, covered: Cover | None = None) -> int:
-    """How many entries of the mask are dropped, on the CPU; `covered` is where blocks lie in it, if that is known."""
-    block_units, plane = math.prod(planes.block), math.prod(planes.size)
-    if block_units == 1 or block_units == plane:  # blocks cannot overlap
-        return len(seeds) * block_units
+    """Count the entries of the mask that are dropped, on the CPU; `covered` is where blocks lie in it, if known."""
+    plane = math.prod(planes.size)
     covered = covered or cover(seeds, planes, (plane, *_contiguous_strides(planes.size)))
-    total = planes.lead[0]
-    at_once = min(total, max(1, COUNTED_AT_ONCE // plane))
+    in_a_group = planes.streams.planes
+    # whole groups, so that no seed of another span is among those of a span
+    at_once = min(planes.planes, -(-max(1, COUNTED_AT_ONCE // plane) // in_a_group) * in_a_group)
     # PyTorch fills a bool tensor nearly twice as fast as one of another type
     mask = torch.empty(at_once * plane, dtype=torch.bool, device="cpu")
     dropped = 0
-    for low, _, span in _spans(seeds, total, at_once, math.prod(planes.valid)):
+    for low, _, span in _spans(seeds, planes, planes.planes, at_once):
         covered.fill(mask.zero_(), True, span, before=low * plane)
         dropped += int(_count(mask))
     return dropped
@@ -230,9 +243,9 @@ def scale_and_zero(input: Tensor, out: Tensor, seeds: Tensor, covered: Cover, sc
     """Write `input * scale` into `out`, and 0 over what is covered, on the CPU; `out` may be `input`."""
     total = blocks.lead[0]
     at_once = total if 0 in blocks.shared else max(1, BYTES_AT_ONCE * total // (out.numel() * out.itemsize))
-    for low, high, span in _spans(seeds, total, at_once, blocks.positions // total):
+    for low, high, span in _spans(seeds, blocks, total, at_once):
         torch.mul(input[low:high], scale, out=out[low:high])
-        covered.fill(out, 0, span)
+        covered.fill(out, 0, span)  # a block of the next span is zeroed twice, which does no harm
 
 
 def _is_one_axis(tensor: Tensor, lead: int) -> bool:

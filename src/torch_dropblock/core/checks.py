@@ -47,6 +47,13 @@ def positive_ints(name: str, value: object, dims: int | None) -> tuple[int, ...]
     return sizes
 
 
+def sizes(name: str, value: object) -> tuple[int, ...]:
+    """Check the shape of a tensor, in which 0 is a size too."""
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise TypeError(f"{name} must be a sequence of ints, got {value!r}")
+    return tuple(whole_number(f"{name}[{i}]", entry, at_least=0) for i, entry in enumerate(value))
+
+
 def whole_number(name: str, value: object, at_least: int) -> int:
     wanted = f"{name} must be an int of at least {at_least}"
     if not _is_int(value):
@@ -119,6 +126,28 @@ def generator(value: object, device: torch.device) -> torch.Generator | None:
     if value is not None and (value.device.type != device.type or len({value.device.index, device.index} - {None}) > 1):
         raise ValueError(f"generator must be on the input's device, {device}, got one on {value.device}")
     return value
+
+
+def key(value: object, generator: object) -> Tensor | int | None:
+    """64 bits as a signed int or an int64 tensor of no dimensions, and no generator beside them."""
+    if value is None:
+        return None
+    if generator is not None:
+        raise ValueError("key and generator exclude each other: with a key nothing is drawn from a generator")
+    wanted = "key must be an int of 64 bits or an int64 tensor of no dimensions"
+    if isinstance(value, Tensor):
+        if value.dim() != 0 or value.dtype != torch.int64:
+            raise TypeError(f"{wanted}, got a tensor of shape {tuple(value.shape)} and dtype {value.dtype}")
+        return value
+    # a compiler takes an int for a variable unless it meets `operator.index`
+    is_plain = isinstance(value, int) and not isinstance(value, bool)
+    if not (is_plain or _is_int(value)):
+        raise TypeError(f"{wanted}, got {value!r} of type {type(value).__name__}")
+    number: int = value if is_plain else operator.index(value)  # type: ignore[assignment, arg-type]
+    if not -(1 << 63) <= number < 1 << 64:
+        raise ValueError(f"{wanted}, got {value!r}")
+    # no operation on bits, which a compiler that takes the key for a variable has for int64 alone
+    return number - (1 << 64) if number >= 1 << 63 else number
 
 
 def feature_map(value: object, dims: int) -> Tensor:

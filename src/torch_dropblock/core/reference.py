@@ -1,20 +1,40 @@
-"""DropBlock as the paper writes it, dense: the oracle that every faster path is tested against.
+"""DropBlock as the paper writes it, dense: the oracle that every faster backend is tested against.
 
 Algorithm 1 of Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018. The line numbers below are its own.
 """
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_right
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .blocks import Blocks
+from .keys import PHI, mixed
+
 MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
-def draw_seeds(shape: tuple[int, ...], gamma: float, generator: torch.Generator | None = None) -> Tensor:
-    """Line 5: in the valid seed region of each plane, `shape` is (N, C, *v), each position is a seed or not."""
-    return torch.bernoulli(torch.full(shape, gamma, dtype=torch.float64), generator=generator).bool()
+def draw_seeds(key: int, blocks: Blocks, table: Tensor) -> Tensor:
+    """Line 5: decide for each position whether it is a seed; bool of shape (1, planes, *valid).
+
+    One stream and one number after the other, in Python's integers: `seeds.py` says what they mean.
+    """
+    count, length, per_group, group, _ = blocks.streams
+    seeds = torch.zeros(blocks.positions, dtype=torch.bool)
+    numbers, *probabilities = table.tolist()
+    for s in range(count):
+        base = mixed(mixed(key) + (s + 1) * PHI)
+        words = (mixed(base + i * PHI) % 2**64 for i in itertools.count())
+        many = sum(bisect_right(probabilities, (next(words) >> 11) / 2**53) for _ in range(int(numbers)))
+        start = s // per_group * group + s % per_group * length
+        end = min(start + length, (s // per_group + 1) * group, blocks.positions)
+        places = [start + ((next(words) >> 17) * length >> 47) for _ in range(many)]
+        seeds[[place for place in places if place < end]] = True
+    return seeds.view(1, blocks.planes, *blocks.valid)
 
 
 def kept_mask(seeds: Tensor, block: tuple[int, ...]) -> Tensor:

@@ -1,109 +1,144 @@
-"""Where blocks may fall, and the drawing of their few seeds: no random number is drawn per unit.
+"""From a key to the seeds of its blocks: no random number is drawn per unit.
 
-Seeds are positions in the valid seed regions of all planes, numbered plane by plane and row by row: int64, sorted,
-none twice. They are a pure function of the RNG seed, so the backward pass draws the same ones again.
+Each position is a seed with probability γ, independently. The distinct values among K ~ Poisson(λ M) positions, drawn
+uniformly from M, have that distribution, for λ = -log(1 - γ). So a stream of M positions draws a number K, then K
+places. It takes its words in order: the first ones for K, each by a search in a table of the Poisson distribution, the
+next ones for the places.
+
+Every operation is exact or rounded once, and no product is added to, so PyTorch, C and Triton agree bit for bit.
 """
 
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from . import geometry
+from .blocks import Blocks
 from .checks import Rate
-from .geometry import Size, clamp, gamma, valid_region
-from .rng import RngSeed, Stream, device_of
+from .geometry import Size
+from .keys import PHI, Key, device_of, mix_, shift_right, signed, stream_bases
 
-# How many gaps are drawn at once, so that what is done with them stays in the cache and on one thread.
-DRAWN_AT_ONCE = 16384
+# Entries of a table. Entry 0 says how many numbers are added to make K. The others are P(number <= k) for k = 0, 1, …,
+# and 1 at the end. A number has a mean of at most MOST_EXPECTED, so its probabilities reach 1 long before.
+TABLE = 128
+MOST_EXPECTED = 32
+# The next λ belongs to a γ that is 1 to the last bit of a float64.
+MOST_LAM = 40.0
+# Streams that are drawn at once, so that their numbers stay in the cache.
+STREAMS_AT_ONCE = 1 << 13
 
 
-@dataclass
-class Blocks:
-    """Where blocks may fall in a tensor of shape `(*lead, *size)`, and how densely.
+def rounded(lam: float) -> float:
+    """Return λ as drawing uses it: a float32, so that a γ that was solved elsewhere gives the same seeds."""
+    return float(struct.unpack("f", struct.pack("f", min(lam, MOST_LAM)))[0])
 
-    `shared` lists the leading dimensions along which one mask is repeated; a plane is an index into the others. γ, and
-    the `keep_prob` that it is solved for, are NaN where the device alone knows them.
+
+def poisson_table(lam: float, length: int) -> list[float]:
+    """Return the table of a stream of `length` positions; `triton/gamma.py` makes the same one on a GPU."""
+    expected = rounded(lam) * length
+    numbers = max(math.ceil(expected / MOST_EXPECTED), 1)
+    expected /= numbers
+    # e^-expected: a series for the 128th part, then seven squares
+    part, exponential = expected / 128, 1.0
+    for k in range(16, 0, -1):
+        exponential = 1.0 - part * exponential / k
+    for _ in range(7):
+        exponential *= exponential
+    table, probability, sum = [float(numbers)], exponential, exponential
+    for k in range(1, TABLE):
+        table.append(min(sum, 1.0) if probability > 1e-18 or k < expected else 1.0)
+        probability = probability * expected / k
+        sum += probability
+    return table
+
+
+@lru_cache(maxsize=1024)
+def table_of(size: Size, block: Size, length: int, keep_prob: float, rate: Rate) -> Tensor | None:
+    """Return the table of a stream of `length` positions: float64, on the CPU; None where everything is dropped."""
+    gamma = geometry.gamma(size, block, keep_prob, rate)
+    if gamma == 1.0:
+        return None
+    # the table outlives this call, so it must be a plain tensor: no fake one, nor one that a transform tracks
+    with torch.inference_mode(False), unset_fake_temporarily(), temporarily_clear_interpreter_stack():
+        return torch.tensor(poisson_table(-math.log1p(-gamma), length), dtype=torch.float64, device="cpu")
+
+
+def draw_seeds(key: Key, blocks: Blocks, table: Tensor) -> Tensor:
+    """Draw the seeds of a key: int64, stream by stream, unsorted within.
+
+    A position may be there twice. Nothing is read back from a device: there every stream has `TABLE` seeds for each of
+    its numbers, and those that it does not have stand at `blocks.positions`, one past the last position.
     """
-
-    lead: Size
-    size: Size
-    block: Size
-    gamma: float
-    shared: tuple[int, ...] = ()
-
-    @classmethod
-    @lru_cache(maxsize=1024)
-    def of(cls, lead: Size, size: Size, block_size: Size, keep_prob: float, rate: Rate, share_channels: bool) -> Blocks:
-        """What the arguments of a layer come to for an input of this shape."""
-        block = clamp(size, block_size)
-        shared = (len(lead) - 1,) if share_channels else ()
-        density = keep_prob if math.isnan(keep_prob) else gamma(size, block, keep_prob, rate)
-        return cls(lead, size, block, density, shared)
-
-    def __post_init__(self) -> None:
-        self.valid = valid_region(self.size, self.block)
-        # with 1 for the shared dimensions: a mask of shape (*own_lead, *size) broadcasts
-        self.own_lead = tuple(1 if i in self.shared else n for i, n in enumerate(self.lead))
-        planes = math.prod(self.own_lead)
-        self.positions = planes * math.prod(self.valid)  # of seeds, in all planes
-        self.units = planes * math.prod(self.size)  # of the mask
-        self.plans: dict[Any, Any] = {}  # of `native`, for tensors of each kind
-
-    def planes(self) -> Blocks:
-        """The same blocks in the mask, with one leading dimension: a shared mask is one plane."""
-        return Blocks((math.prod(self.own_lead),), self.size, self.block, self.gamma)
-
-    def batched(self, batch: int, *, shared: bool) -> Blocks:
-        """The same blocks with one more leading dimension in front."""
-        moved = tuple(i + 1 for i in self.shared)
-        return replace(self, lead=(batch, *self.lead), shared=(0, *moved) if shared else moved)
+    if not blocks.positions:
+        return torch.empty(0, dtype=torch.int64, device=device_of(key))
+    draw = _exactly if device_of(key).type == "cpu" else _at_most
+    count = blocks.streams.count
+    parts = [draw(key, blocks, table, i, min(STREAMS_AT_ONCE, count - i)) for i in range(0, count, STREAMS_AT_ONCE)]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def draw_seeds(rng_seed: RngSeed, blocks: Blocks) -> Tensor:
-    """Make each position a seed with probability γ, independently.
-
-    The gap from one seed to the next is then geometric, and `1 + floor(E / λ)` is such a gap if E is a standard
-    exponential and λ = -log(1 - γ). So one random number is drawn per seed, and the seeds come sorted.
-
-    On the CPU drawing goes on until the last position is passed. Elsewhere nothing is read back: what is drawn
-    once is eight standard deviations more than expected, and the surplus stands at `blocks.positions`, which is
-    one past the last position.
-    """
-    device = device_of(rng_seed)
-    if blocks.gamma in (0.0, 1.0) or not blocks.positions:
-        return torch.arange(blocks.positions if blocks.gamma else 0, dtype=torch.int64, device=device)
-    if device.type == "cpu":
-        drawn = list(_seeds_up_to_the_last(rng_seed, blocks))
-        return torch.cat(drawn) if len(drawn) > 1 else drawn[0]
-    return draw_fixed_number(rng_seed, blocks)
-
-
-def _seeds_up_to_the_last(rng_seed: RngSeed, blocks: Blocks) -> Iterator[Tensor]:
-    stream, last = Stream(rng_seed), -1
-    while last < blocks.positions - 1:
-        count = min(enough(blocks.gamma * (blocks.positions - 1 - last)), DRAWN_AT_ONCE)
-        seeds = _gaps(stream, count, blocks).cumsum(0).add_(last)
-        inside = int(torch.searchsorted(seeds, blocks.positions))
-        yield seeds[:inside]
-        last = int(seeds[-1]) if inside == count else blocks.positions
+def _exactly(key: Key, blocks: Blocks, table: Tensor, first: int, count: int) -> Tensor:
+    streams = blocks.streams
+    bases = stream_bases(key, first, count)
+    numbers = int(table[0])
+    many = sum(_counts(bases, table, numbers))
+    ends = many.cumsum(0)
+    total = int(ends[-1])
+    # the t-th seed of all is number t - (ends - many) of its stream
+    bases.sub_((ends.sub_(many)).sub_(numbers).mul_(PHI))
+    words = torch.repeat_interleave(bases, many, output_size=total)
+    words.add_(torch.arange(total, dtype=torch.int64, device="cpu"), alpha=PHI)
+    places = _places(words, streams.length)
+    start, room = _starts(blocks, first, count, bases.device)
+    seeds = torch.repeat_interleave(start, many, output_size=total).add_(places)
+    if room is None:
+        return seeds
+    return seeds[places < torch.repeat_interleave(room, many, output_size=total)]
 
 
-def draw_fixed_number(rng_seed: RngSeed, blocks: Blocks) -> Tensor:
-    """`draw_seeds` without a value that the host must wait for."""
-    gaps = _gaps(Stream(rng_seed), enough(blocks.gamma * blocks.positions), blocks)
-    return gaps.cumsum(0).sub_(1).clamp_(max=blocks.positions)
+def _at_most(key: Key, blocks: Blocks, table: Tensor, first: int, count: int) -> Tensor:
+    """Draw like `_exactly`, in as many operations whatever the seeds."""
+    streams = blocks.streams
+    bases = stream_bases(key, first, count).unsqueeze(1)
+    numbers, table = int(table[0]), table.to(bases.device, non_blocking=True)
+    many = sum(_counts(bases, table, numbers))
+    slots = torch.arange(TABLE * numbers, dtype=torch.int64, device=bases.device)
+    places = _places(bases + (slots + numbers) * PHI, streams.length)
+    start, room = _starts(blocks, first, count, bases.device)
+    inside = slots < many
+    if room is not None:
+        inside &= places < room.unsqueeze(1)
+    return torch.where(inside, places.add_(start.unsqueeze(1)), blocks.positions).flatten()
 
 
-def enough(expected: float) -> int:
-    return math.ceil(expected + 8 * math.sqrt(expected) + 16)
+def _counts(bases: Tensor, table: Tensor, numbers: int) -> Iterator[Tensor]:
+    for i in range(numbers):
+        uniform = shift_right(mix_(bases + signed(i * PHI)), 11).to(torch.float64).mul_(2.0**-53)
+        yield torch.searchsorted(table[1:], uniform, right=True)
 
 
-def _gaps(stream: Stream, count: int, blocks: Blocks) -> Tensor:
-    gaps = stream.negative_exponentials(count).div_(math.log1p(-blocks.gamma))
-    return gaps.clamp_(max=blocks.positions).to(torch.int64).add_(1)
+def _places(words: Tensor, length: int) -> Tensor:
+    """Turn words into places in a stream, each as likely as the others to 2^-31 of its probability."""
+    return shift_right(mix_(words), 17).mul_(length).bitwise_right_shift_(47)
+
+
+def _starts(blocks: Blocks, first: int, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return where streams begin, and how many positions each has if some have fewer than `length`."""
+    streams = blocks.streams
+    start = torch.arange(first, first + count, dtype=torch.int64, device=device)
+    if streams.per_group == 1:
+        start.mul_(streams.group)
+        end = blocks.positions
+        return start, (end - start).clamp_(max=streams.length) if end % streams.group else None
+    group = start // streams.per_group
+    piece = start.sub_(group * streams.per_group).mul_(streams.length)
+    room = (streams.group - piece).clamp_(max=streams.length)
+    return group.mul_(streams.group).add_(piece), room if streams.group % streams.length else None

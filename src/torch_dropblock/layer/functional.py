@@ -1,23 +1,24 @@
-"""`drop_block1d`, `drop_block2d` and `drop_block3d`: check, draw an RNG seed, apply."""
+"""`drop_block1d`, `drop_block2d` and `drop_block3d`: check, draw a key, apply."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from inspect import unwrap
+from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor
 
-from ..backends import choice
+from ..backends import choice, triton
 from ..core import checks
+from ..core.blocks import Blocks
 from ..core.checks import Rate
 from ..core.hints import hinted
-from ..core.rng import draw_rng_number, draw_rng_seed
-from ..core.seeds import Blocks
+from ..core.keys import as_tensor, device_for_keys, draw_key, draw_key_number
+from ..core.seeds import table_of
 from . import compiled, tracing
-from .eager import ApplyBlocks, Scale
+from .eager import ApplyBlocks, Call
 
 
 @hinted(checks.SWAPPED.format(call="drop_block1d(input, 5, keep_prob=0.9)"))
@@ -31,6 +32,7 @@ def drop_block1d(
     training: bool = True,
     inplace: bool = False,
     generator: torch.Generator | None = None,
+    key: int | Tensor | None = None,
 ) -> Tensor:
     """Drop contiguous stretches of signals of shape (N, C, L) or (C, L); otherwise as `drop_block2d`.
 
@@ -38,7 +40,7 @@ def drop_block1d(
         >>> drop_block1d(torch.ones(4, 8, 100), 5, keep_prob=0.9).shape
         torch.Size([4, 8, 100])
     """
-    return _drop_block(1, input, block_size, keep_prob, rate, share_channels, training, inplace, generator)
+    return _drop_block(1, input, block_size, keep_prob, rate, share_channels, training, inplace, generator, key)
 
 
 @hinted(checks.SWAPPED.format(call="drop_block2d(input, 7, keep_prob=0.9)"))
@@ -52,6 +54,7 @@ def drop_block2d(
     training: bool = True,
     inplace: bool = False,
     generator: torch.Generator | None = None,
+    key: int | Tensor | None = None,
 ) -> Tensor:
     """Drop contiguous blocks of feature maps and scale the rest by the number of units over the number kept.
 
@@ -73,6 +76,8 @@ def drop_block2d(
         generator: source of randomness, on the device of `input`; PyTorch's default one if None. For eager mode,
             and not together with activation checkpointing, which restores the default generator alone. Processes
             that are seeded alike draw alike: `torch.manual_seed(seed + rank)` sets them apart.
+        key: 64 bits, an int or an int64 tensor of no dimensions, which determine the mask on every device; no
+            generator is used then. `drop_block_mask` returns the mask of a key. If None, a key is drawn.
 
     Returns:
         A tensor of the shape, dtype and memory format of `input`.
@@ -90,7 +95,7 @@ def drop_block2d(
         >>> round((y == 0).float().mean().item(), 2), round(y.mean().item(), 4)
         (0.1, 1.0)
     """
-    return _drop_block(2, input, block_size, keep_prob, rate, share_channels, training, inplace, generator)
+    return _drop_block(2, input, block_size, keep_prob, rate, share_channels, training, inplace, generator, key)
 
 
 @hinted(checks.SWAPPED.format(call="drop_block3d(input, (3, 5, 5), keep_prob=0.9)"))
@@ -104,6 +109,7 @@ def drop_block3d(
     training: bool = True,
     inplace: bool = False,
     generator: torch.Generator | None = None,
+    key: int | Tensor | None = None,
 ) -> Tensor:
     """Drop contiguous blocks of volumes of shape (N, C, D, H, W) or (C, D, H, W); otherwise as `drop_block2d`.
 
@@ -111,7 +117,7 @@ def drop_block3d(
         >>> drop_block3d(torch.ones(2, 4, 8, 16, 16), (3, 5, 5), keep_prob=0.9).shape
         torch.Size([2, 4, 8, 16, 16])
     """
-    return _drop_block(3, input, block_size, keep_prob, rate, share_channels, training, inplace, generator)
+    return _drop_block(3, input, block_size, keep_prob, rate, share_channels, training, inplace, generator, key)
 
 
 # for the layers, whose calls fit
@@ -120,6 +126,52 @@ DROP_BLOCK: dict[int, Callable[..., Tensor]] = {
     2: unwrap(drop_block2d),
     3: unwrap(drop_block3d),
 }
+
+
+def drop_block_mask(
+    shape: Sequence[int],
+    block_size: int | Sequence[int],
+    *,
+    dims: int = 2,
+    keep_prob: float = 0.9,
+    rate: Rate = "exact",
+    share_channels: bool = False,
+    key: int | Tensor | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Return the mask of a key: True where `drop_block2d` and its like keep a unit.
+
+    Args:
+        shape: of the input, (N, C, *S) or (C, *S) with `dims` spatial dimensions.
+        block_size: as for `drop_block2d`.
+        dims: 1, 2 or 3.
+        keep_prob: probability that a unit is kept, in [0, 1].
+        rate: as for `drop_block2d`.
+        share_channels: one mask per sample for all of its channels, repeated in the result.
+        key: 64 bits, as for `drop_block2d`; drawn from PyTorch's generator of the device if None.
+        device: of the result; the CPU if None.
+
+    Returns:
+        A bool tensor of shape `shape`.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of its range, or `shape` has the wrong number of dimensions.
+
+    Examples:
+        >>> x = torch.rand(4, 8, 28, 28) + 1
+        >>> kept = drop_block_mask(x.shape, 7, keep_prob=0.9, key=42)
+        >>> torch.equal(drop_block2d(x, 7, keep_prob=0.9, key=42) != 0, kept)
+        True
+    """
+    if checks.whole_number("dims", dims, at_least=1) not in DROP_BLOCK:
+        raise ValueError(f"dims must be 1, 2 or 3, got {dims!r}")
+    size = checks.sizes("shape", shape)
+    if len(size) not in (dims + 1, dims + 2):
+        raise ValueError(f"shape must have {dims + 1} or {dims + 2} dimensions, got {size}")
+    ones = torch.ones(size, dtype=torch.float32, device="cpu" if device is None else device)
+    options: dict[str, Any] = {"keep_prob": keep_prob, "rate": rate, "share_channels": share_channels, "key": key}
+    return DROP_BLOCK[dims](ones, block_size, inplace=True, **options) != 0
 
 
 def _drop_block(
@@ -132,41 +184,79 @@ def _drop_block(
     training: bool,
     inplace: bool,
     generator: torch.Generator | None,
+    key: int | Tensor | None,
 ) -> Tensor:
+    """Check the arguments but the input, then drop."""
     if not checks.flag("training", training):
         return input
-    input = checks.feature_map(input, dims)
-    followed = tracing.followed(input)
-    block_size = checks.positive_ints("block_size", block_size, dims)
-    if not isinstance(keep_prob, Tensor) or not (followed or keep_prob.is_cuda):
+    sizes = checks.positive_ints("block_size", block_size, dims)
+    if not isinstance(keep_prob, Tensor):
         keep_prob = checks.probability("keep_prob", keep_prob)
     checks.rate(rate)
     checks.flag("share_channels", share_channels)
-    checks.generator(generator, input.device)
-    nothing = not isinstance(keep_prob, Tensor) and keep_prob == 1.0
-    if not (nothing or torch.compiler.is_compiling()):
-        tracing.not_under_jit_trace()
-    if checks.flag("inplace", inplace) and not torch.compiler.is_compiling():
-        checks.writable(input)
-    if nothing:
-        return input
-    if followed:
-        return compiled.drop_block(input, block_size, keep_prob, rate, share_channels, inplace, generator)
-    if input.numel() == 0:
-        return input
-    lead, size = tuple(input.shape[:-dims]), tuple(input.shape[-dims:])
-    gap = None
-    if isinstance(keep_prob, Tensor):  # on a GPU: left there if γ can be solved there
-        gap = choice.mean_gap(keep_prob, input.device, size, block_size, rate)
-        keep_prob = checks.probability("keep_prob", keep_prob) if gap is None else math.nan
-        if keep_prob == 1.0:
-            return input
-    blocks = Blocks.of(lead, size, block_size, keep_prob, rate, share_channels)
-    scale = Scale(backend=choice.choose(input, blocks), gap=gap)
-    plain = input.device.type == "cpu" and scale.backend != "triton" and not tracing.transformed()
-    rng_seed = draw_rng_number(generator) if plain else draw_rng_seed(input.device, generator)
-    output: Tensor = ApplyBlocks.apply(input, rng_seed, blocks, scale, inplace)
-    return output
+    checks.flag("inplace", inplace)
+    key = checks.key(key, generator)
+    return drop(input, sizes, keep_prob, rate, share_channels, inplace, generator, key)
 
 
 torch.fx.wrap("_drop_block")  # one node of a graph of `torch.fx`, which knows no shapes to check
+
+
+def drop(
+    input: Tensor,
+    block_size: tuple[int, ...],
+    keep_prob: float | Tensor,
+    rate: Rate,
+    share_channels: bool,
+    inplace: bool,
+    generator: torch.Generator | None = None,
+    key: int | Tensor | None = None,
+) -> Tensor:
+    """Drop blocks; the other arguments are checked already, as those of a layer are when they are set."""
+    dims = len(block_size)
+    checks.feature_map(input, dims)
+    if generator is not None:
+        checks.generator(generator, input.device)
+    followed = tracing.followed(input)
+    if isinstance(keep_prob, Tensor) and not (followed or keep_prob.is_cuda):
+        keep_prob = checks.probability("keep_prob", keep_prob)
+    drops = isinstance(keep_prob, Tensor) or keep_prob < 1.0
+    if not torch.compiler.is_compiling():
+        if drops:
+            tracing.not_under_jit_trace()
+        if inplace:
+            checks.writable(input)
+    if not drops:
+        return input
+    if followed:
+        return compiled.drop_block(input, block_size, keep_prob, rate, share_channels, inplace, generator, key)
+    if input.numel() == 0:
+        return input
+    blocks = Blocks.of(tuple(input.shape[:-dims]), tuple(input.shape[-dims:]), block_size, share_channels)
+    asked = choice.asked_for(input, blocks)
+    if isinstance(keep_prob, Tensor):
+        checks.scalar("keep_prob", keep_prob)
+        if choice.serving(asked, input, blocks) == "triton":  # γ is solved on the GPU: nobody waits
+            table = triton.solved_table(keep_prob, blocks.size, blocks.block, rate, blocks.streams.length)
+            return _apply(input, Call(blocks, table, asked), inplace, generator, key)
+        keep_prob = checks.probability("keep_prob", keep_prob)
+        if keep_prob == 1.0:
+            return input
+    table_or_none = table_of(blocks.size, blocks.block, blocks.streams.length, keep_prob, rate)
+    return _apply(input, Call(blocks, table_or_none, asked), inplace, generator, key)
+
+
+def _apply(
+    input: Tensor, call: Call, inplace: bool, generator: torch.Generator | None, key: int | Tensor | None
+) -> Tensor:
+    on_host = input.device.type == "cpu" and call.asked != "triton" and not tracing.transformed()
+    if key is None:
+        key = draw_key_number(generator) if on_host else draw_key(input.device, generator)
+    elif on_host:
+        key = int(key)
+    else:
+        key = as_tensor(key, device_for_keys(input.device))
+        if torch._C._functorch.is_batchedtensor(key):
+            raise ValueError("key must be the same for all that torch.vmap maps over; use randomness='different'")
+    output: Tensor = ApplyBlocks.apply(input, key, call, inplace)
+    return output

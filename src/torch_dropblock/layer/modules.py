@@ -14,7 +14,7 @@ from ..backends import choice
 from ..core import checks, geometry
 from ..core.checks import Rate
 from ..core.hints import hinted
-from .functional import DROP_BLOCK
+from .functional import drop
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -43,12 +43,11 @@ class DropBlockNd(nn.Module):
         inplace: bool = False,
     ) -> None:
         super().__init__()
-        sizes = checks.positive_ints("block_size", block_size, self.dims)
-        self.block_size: int | tuple[int, ...] = sizes if isinstance(block_size, Sequence) else sizes[0]
+        self.block_size: int | tuple[int, ...] = block_size  # type: ignore[assignment]
         self.keep_prob = keep_prob
-        self.rate = checks.rate(rate)
-        self.share_channels = checks.flag("share_channels", share_channels)
-        self.inplace = checks.flag("inplace", inplace)
+        self.rate: Rate = rate
+        self.share_channels = share_channels
+        self.inplace = inplace
 
     @property
     def keep_prob(self) -> float:
@@ -92,6 +91,14 @@ class DropBlockNd(nn.Module):
             self._keep_prob_tensor = torch.full((1,), value, dtype=torch.float64, device=device)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        """Check what is assigned, so that no forward pass has to."""
+        if name == "block_size":
+            self._sizes = checks.positive_ints(name, value, self.dims)
+            value = self._sizes if isinstance(value, Sequence) else self._sizes[0]
+        elif name == "rate":
+            checks.rate(value)
+        elif name in ("share_channels", "inplace"):
+            checks.flag(name, value)
         if isinstance(value, nn.Parameter) and isinstance(getattr(type(self), name, None), property):
             value = value.detach()  # else it would be registered as a parameter, past the property
         super().__setattr__(name, value)
@@ -100,7 +107,7 @@ class DropBlockNd(nn.Module):
         with torch.inference_mode(False):
             device = fn(torch.empty(0, device="cpu")).device
         # made again: a layer that was built with fake tensors gets a real one
-        self._set_keep_prob(self._keep_prob, device if choice.keeps_keep_prob(device) else torch.device("cpu"))
+        self._set_keep_prob(self._keep_prob, device if choice.solves_gamma(device) else torch.device("cpu"))
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -109,13 +116,13 @@ class DropBlockNd(nn.Module):
 
         A layer that a hook calls is no member of the model, and no `model.cuda()` tells it to move.
         """
-        there = device if choice.keeps_keep_prob(device) else torch.device("cpu")
+        there = device if choice.solves_gamma(device) else torch.device("cpu")
         if self._keep_prob_tensor.device != there:
             with unset_fake_temporarily():
                 self._set_keep_prob(self._keep_prob, there)
         return str(there)
 
-    # It runs when code is compiled and leaves nothing in it; see `choice.choose_compiled`.
+    # It runs when code is compiled and leaves nothing in it; see `choice.serving_compiled`.
     _keep_prob_at._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def forward(self, input: Tensor) -> Tensor:
@@ -125,19 +132,15 @@ class DropBlockNd(nn.Module):
 
     def drop(self, input: Tensor, training: bool, inplace: bool) -> Tensor:
         """What `forward` does, with `training` and `inplace` in place of the layer's own."""
+        if not training:
+            return input
+        keep_prob: float | Tensor = self._keep_prob
         if torch.compiler.is_compiling():
             self._keep_prob_at(input.device)
-        elif training and self.watch is not None:
+            keep_prob = self._keep_prob_tensor
+        elif self.watch is not None:
             self.watch(self)
-        return DROP_BLOCK[self.dims](
-            input,
-            self.block_size,
-            keep_prob=self._keep_prob_tensor if torch.compiler.is_compiling() else self._keep_prob,
-            rate=self.rate,
-            share_channels=self.share_channels,
-            training=training,
-            inplace=inplace,
-        )
+        return drop(input, self._sizes, keep_prob, self.rate, self.share_channels, inplace)
 
     def extra_repr(self) -> str:
         names = ["block_size", "keep_prob", "rate", "share_channels", "inplace"]

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 
 def transformed() -> bool:
-    """Whether `torch.func` or forward mode is at work, to which the RNG seed must be a tensor."""
+    """Whether `torch.func` or forward mode is at work, which need the key to be a tensor."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 

@@ -1,6 +1,5 @@
 """Applying a mask on a GPU: the values against the oracle in every layout, machine code."""
 
-import itertools
 import math
 import re
 
@@ -13,15 +12,16 @@ from helpers.gpu_path import (
     INTERPRETED,
     MARKS,
     assert_same,
-    compiled,
+    compiles,
     interpret,
     launch,
-    rng_seed,
+    new_key,
     runs,
     some_blocks,
 )
 from torch_dropblock.backends.sparse import CHANNELS_LAST
 from torch_dropblock.core import reference
+from torch_dropblock.core.blocks import Blocks
 
 tl = pytest.importorskip("triton.language")
 triton_apply = pytest.importorskip("torch_dropblock.backends.triton.apply")
@@ -50,7 +50,8 @@ def layouts(x):
     ("lead", "size", "block"), [((3, 5), (9, 11), (3, 4)), ((2, 33), (50,), (5,)), ((2, 3), (3, 4, 5), (2, 2, 3))]
 )
 def test_values_are_those_of_the_oracle_in_every_layout(lead, size, block, shared, dtype):
-    mask = launch.draw(rng_seed(), some_blocks(lead, size, block, 0.7, shared))
+    blocks = Blocks(lead, size, block, shared)
+    mask = launch.draw(new_key(), blocks, some_blocks(lead, size, block, 0.7)[1])
     kept = ~mask.dense()
     whole = torch.randn(*lead, *size, device=DEVICE).to(dtype)
     whole.view(-1)[::17] = math.inf
@@ -69,7 +70,7 @@ def test_values_are_those_of_the_oracle_in_every_layout(lead, size, block, share
 @runs
 def test_a_mask_shared_by_channels_that_does_not_start_a_word():
     """Three samples of nine channels: windows of bits begin anywhere in a word."""
-    mask = launch.draw(rng_seed(), some_blocks((3, 9), (5, 7), (2, 2), 0.6, (1,)))
+    mask = launch.draw(new_key(), *some_blocks((3, 9), (5, 7), (2, 2), 0.6, True))
     x = torch.randn(3, 9, 5, 7, device=DEVICE)
     output = torch.empty_like(x)
     launch.apply(x, output, mask)
@@ -79,34 +80,36 @@ def test_a_mask_shared_by_channels_that_does_not_start_a_word():
 # --- the compiler, without a GPU ---------------------------------------------------------------------------------
 
 
-def variants():
-    """Every kernel with the types and constants of its calls, and which numbers are multiples of 16."""
-    how = launch.Launch()
-    for dtype, elements in itertools.product(["fp16", "bf16", "fp32", "fp64"], ["i32", "i64"]):
-        op = tl.float64 if dtype == "fp64" else tl.float32
-        memory = [f"*{dtype}", f"*{dtype}"]
-        constants = {"OP": op, "EIGHTS": how.eights}
-        yield triton_apply.apply_flat, [*memory, "*u8", "*fp64", elements], constants, {}, ("elements",)
-        constants = {"OP": op, "CHANNELS": how.channels}
-        yield triton_apply.apply_tiles, [*memory, "*i32", "*fp64", *["i32"] * 13], constants, {}, ()
-        constants |= {"input_channel": 1, "output_channel": 1}  # channels last; then few channels
-        yield triton_apply.apply_tiles, [*memory, "*i32", "*fp64", *["i32"] * 11], constants, {}, CHANNELS_INSIDE
-        yield triton_apply.apply_tiles, [*memory, "*i32", "*fp64", *["i32"] * 11], constants | {"CHANNELS": 4}, {}, ()
-    constants = {"ROWS": 2, "COLUMNS": 8, "TASKS": how.tasks}
-    yield triton_apply.channels_inside, ["*i32", "*i32", *["i32"] * 6], constants, {}, ()
-
-
+TILES = [
+    *("words", "tiles", "columns_of_tiles", "size", "channels", "sample_bits", "channel_bits"),
+    *("input_sample", "input_channel", "input_unit", "output_sample", "output_channel", "output_unit"),
+]
 CHANNELS_INSIDE = ("channels", "input_sample", "input_unit", "output_sample", "output_unit")
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter has no compiler")
-@pytest.mark.parametrize("capability", [80, 90])
-def test_every_kernel_compiles(capability, monkeypatch, tmp_path):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for variant in variants():
-        built = compiled(capability, *variant)
-        assert built.asm["cubin"]
-        _, types, _, _, sixteens = variant
-        if types[0] == "*bf16" and sixteens:
-            for access in ("ld", "st"):
-                assert re.search(access + r"\.global\S*\.v4", built.asm["ptx"]), "16 bytes at once"
+def variants():
+    """Every kernel with the types and constants of its calls, and which numbers are multiples of 16."""
+    how = launch.Launch()
+    for dtype, elements in [("fp16", "i32"), ("bf16", "i32"), ("bf16", "i64"), ("fp32", "i32"), ("fp64", "i64")]:
+        op = {"OP": tl.float64 if dtype == "fp64" else tl.float32}
+        memory = {"input": f"*{dtype}", "output": f"*{dtype}", "scale": "*fp64"}
+        flat = memory | {"mask": "*u8", "elements": elements}
+        yield triton_apply.apply_flat, flat, op | {"EIGHTS": how.eights}, {}, ("elements",)
+        tiles = memory | {"mask": "*i32"} | dict.fromkeys(TILES, "i32")
+        yield triton_apply.apply_tiles, tiles, op | {"CHANNELS": how.channels}, {}, ()
+        last = {name: t for name, t in tiles.items() if name not in ("input_channel", "output_channel")}
+        ones = op | {"input_channel": 1, "output_channel": 1}
+        yield triton_apply.apply_tiles, last, ones | {"CHANNELS": how.channels}, {}, CHANNELS_INSIDE
+        yield triton_apply.apply_tiles, last, ones | {"CHANNELS": 4}, {}, ()
+    types = {"mask": "*i32", "target": "*i32"}
+    types |= dict.fromkeys(["words", "groups", "size", "channels", "rows", "columns"], "i32")
+    yield triton_apply.channels_inside, types, {"ROWS": 2, "COLUMNS": 8, "TASKS": how.tasks}, {}, ()
+
+
+def sixteen_bytes_at_once(ptx, function, types, constants, options, sixteens):
+    if types.get("input") == "*bf16" and sixteens:
+        for access in ("ld", "st"):
+            assert re.search(access + r"\.global\S*\.v4", ptx)
+
+
+test_every_kernel_compiles = compiles(variants, sixteen_bytes_at_once)

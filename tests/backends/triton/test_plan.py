@@ -6,8 +6,7 @@ import struct
 import pytest
 
 from torch_dropblock.backends.triton import plan as triton_plan
-from torch_dropblock.core import geometry
-from torch_dropblock.core.seeds import Blocks
+from torch_dropblock.core.blocks import Blocks
 
 
 def test_a_division_is_a_multiplication():
@@ -21,13 +20,6 @@ def test_a_division_is_a_multiplication():
             assert 2 * number * factor >> 32 >> shift == number // divisor
 
 
-def test_the_length_of_a_stream_is_that_of_24_seeds():
-    for size, block in [((28, 28), (7, 7)), ((7, 7), (7, 7)), ((64, 64), (3, 3)), ((6, 8, 7), (3, 3, 3))]:
-        gamma = geometry.gamma(size, block, 0.9, "exact")
-        assert 20 < triton_plan.stream_length(size, block) * gamma < 30
-    assert triton_plan.stream_length((1 << 20,), (1,)) <= 1 << 16
-
-
 @pytest.mark.parametrize("words", [64, 1024])
 @pytest.mark.parametrize(
     ("size", "block"),
@@ -35,9 +27,11 @@ def test_the_length_of_a_stream_is_that_of_24_seeds():
 )
 def test_the_programs_share_out_all_words_and_see_far_enough_back(size, block, words):
     for planes in (1, 7, 1000):
-        blocks = Blocks((planes,), size, block, 0.01)
+        blocks = Blocks((planes,), size, block)
         plan = triton_plan.plan_of(blocks, words)
-        length, units, halo, own, chunks, *_ = plan.numbers
+        length, units, halo, own, chunks = (
+            plan.parameters[name] for name in ("length", "units", "halo", "own", "chunks")
+        )
         assert 64 * (length - 1) < units <= 64 * length
         assert plan.programs * own >= length > (plan.programs - 1) * own
         assert own + halo == chunks * plan.chunk == plan.scratch // plan.programs
@@ -45,20 +39,12 @@ def test_the_programs_share_out_all_words_and_see_far_enough_back(size, block, w
         assert 64 * (halo - 1) >= reach
         assert own >= (3 if plan.programs >= triton_plan.ENOUGH_PROGRAMS else 0.25) * halo
         assert plan.one_chunk == (chunks == 1)
-        assert triton_plan.plan_of(Blocks((planes,), size, block, 0.02), words) is plan, "whatever γ is"
+        assert triton_plan.plan_of(blocks, words) is plan
 
 
 def test_units_are_counted_in_64_bits_where_a_stream_goes_that_far():
-    assert not triton_plan.plan_of(Blocks((64, 256), (28, 28), (7, 7), 0.01), 1024).wide
-    assert triton_plan.plan_of(Blocks((300,), (512, 512, 512), (512, 512, 512), 0.01), 1024).wide
-
-
-@pytest.mark.parametrize("gamma", [0.0, 1e-300, 1e-12, 0.003, 0.5, 1 - 1e-12, 1.0])
-def test_the_mean_gap_in_two_numbers(gamma):
-    two = triton_plan.gap_in_two(gamma)
-    assert all(number == struct.unpack("f", struct.pack("f", number))[0] for number in two)
-    expected = 0.0 if gamma == 1.0 else min(-1 / math.log1p(-gamma), 1e30) if gamma else 1e30
-    assert triton_plan.mean_gap_of(gamma) == pytest.approx(expected, rel=2**-44)
+    assert not triton_plan.plan_of(Blocks((64, 256), (28, 28), (7, 7)), 1024).wide
+    assert triton_plan.plan_of(Blocks((300,), (512, 512, 512), (512, 512, 512)), 1024).wide
 
 
 def test_inverses_are_bits():
@@ -68,12 +54,30 @@ def test_inverses_are_bits():
 
 def test_large_blocks_on_a_large_map_still_make_work_for_many_programs():
     for block in ((7, 7), (32, 32), (128, 128)):
-        plan = triton_plan.plan_of(Blocks((64, 8), (256, 256), block, 0.01), 512)
+        plan = triton_plan.plan_of(Blocks((64, 8), (256, 256), block), 512)
         assert plan.programs >= triton_plan.ENOUGH_PROGRAMS
-    assert triton_plan.plan_of(Blocks((1, 8), (1024, 1024), (128, 128), 0.01), 512).programs > 100
+    assert triton_plan.plan_of(Blocks((1, 8), (1024, 1024), (128, 128)), 512).programs > 100
 
 
 def test_units_are_counted_in_64_bits_from_2_to_the_31_on():
-    side = 8_892_336  # 242 planes pass 2^31, 241 do not
-    assert triton_plan.plan_of(Blocks((1,), (side,), (side,), 0.01), 1024).wide
-    assert triton_plan.plan_of(Blocks((4,), (256,) * 3, (256,) * 3, 0.01), 1024).wide
+    """Counted from the first unit of a group, here of 120 planes, and two planes beyond."""
+    for side, wide in [(16_000_000, False), (18_000_000, True)]:
+        assert triton_plan.plan_of(Blocks((1,), (side,), (side,)), 1024).wide == wide
+
+
+def test_the_parameters_are_those_of_the_kernel_in_their_order():
+    triton_draw = pytest.importorskip("torch_dropblock.backends.triton.draw")
+    plan = triton_plan.plan_of(Blocks((3, 5), (28, 28), (7, 7)), 512)
+    first = triton_draw.draw.arg_names.index("length")
+    assert list(plan.parameters) == triton_draw.draw.arg_names[first : first + len(plan.parameters)]
+
+
+@pytest.mark.parametrize(
+    ("size", "block"), [((28, 28), (7, 7)), ((7, 7), (7, 7)), ((1000, 1000), (3, 3)), ((300,), (200,))]
+)
+def test_groups_and_streams_are_those_of_the_blocks(size, block):
+    blocks = Blocks((7,), size, block)
+    numbers, streams = triton_plan.plan_of(blocks, 512).parameters, blocks.streams
+    assert numbers["group"] == numbers["group_planes"] * numbers["plane_positions"] == streams.group
+    assert numbers["per_group"] * numbers["stream_length"] >= numbers["group"]
+    assert numbers["positions"] == blocks.planes * numbers["plane_positions"]

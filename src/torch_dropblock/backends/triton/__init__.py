@@ -1,1 +1,73 @@
-"""backends/triton."""
+"""The backend in Triton on CUDA devices. Triton is imported when a CUDA tensor first asks for it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ...core.blocks import Blocks
+from ...core.geometry import Size
+from ...core.keys import Key
+
+
+@lru_cache(maxsize=1)
+def _imported() -> tuple[ModuleType | None, str]:
+    """Import `launch`, once; without Triton, say why it is not there."""
+    try:
+        from . import launch
+    except (ImportError, RuntimeError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        return None, f"Triton cannot be imported ({reason})"
+    return launch, ""
+
+
+def launcher() -> ModuleType:
+    """Return the module `launch`.
+
+    Raises:
+        ImportError: Triton is not there.
+    """
+    module, reason = _imported()
+    if module is None:
+        raise ImportError(reason)
+    return module
+
+
+def why_not_on(device: torch.device) -> str | None:
+    """Return why this backend does not serve tensors on this device, None if it does."""
+    module, reason = _imported()
+    return reason if module is None else module.why_not_on(device)
+
+
+def why_not(input: Tensor, blocks: Blocks) -> str | None:
+    """Return why this backend does not serve the input, None if it does."""
+    return why_not_on(input.device) or launcher().why_not_of(blocks.size)
+
+
+def drop(input: Tensor, output: Tensor, key: Key, blocks: Blocks, table: Tensor, scale: object = None) -> None:
+    """Write the input with blocks zeroed and the rest scaled into `output`; the scale is counted again each time."""
+    launch = launcher()
+    launch.apply(input, output, launch.draw(key, blocks, on(input.device, table)))
+
+
+def on(device: torch.device, table: Tensor) -> Tensor:
+    """Return the table on a device, where it is copied once."""
+    if table.device == device:
+        return table
+    copies = _COPIES.setdefault(table, {})
+    if device not in copies:
+        copies[device] = table.to(device, non_blocking=True)
+    return copies[device]
+
+
+_COPIES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def solved_table(keep_prob: Tensor, size: Size, block: Size, rate: str, length: int) -> Tensor:
+    """Make the table of a `keep_prob` that only the device knows."""
+    table: Tensor = launcher().solved_table(keep_prob, size, block, rate, length)
+    return table

@@ -1,32 +1,30 @@
-"""Drawing on a GPU, in Triton: the seeds, their blocks, and how many units they drop.
+"""Draw on a GPU, in Triton: the seeds, their blocks, and how many units they drop.
 
-docs/kernel.md has the formula, the layout of the mask and how its random numbers are made; `triton_plan.py` works out
-the numbers that the kernel is told, and `triton_launch.py` launches it.
+docs/kernel.md has the formula and the layout of the mask; `plan.py` works out the launch parameters, and `launch.py`
+launches.
 """
 # Triton reads the annotations of a kernel as they are, so there is no `from __future__ import annotations`.
 
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
-from .gamma import series
-
 # One number holds how many programs have counted, above, and what they have counted, below.
 ONE_PROGRAM = tl.constexpr(1 << 40)
-TO_UNIT = tl.constexpr(2.0**-64)
+PHI = tl.constexpr(0x9E3779B97F4A7C15)
+TO_UNIT = tl.constexpr(2.0**-53)
 
 
 @triton.jit
-def _exponential(word):
-    """A standard exponential from 64 random bits, as -log(1 - v); each tail as precise as the other."""
-    is_small = (word >> 56) == 0  # v < 2^-8; else 1 - v is made of the complement, without a difference from 1
-    complement = (~word.to(tl.int64, bitcast=True)).to(tl.uint64, bitcast=True)
-    v = (tl.where(is_small, word, complement).to(tl.float64) + 0.5) * TO_UNIT
-    return tl.where(is_small, series(v), -tl.log(v))
+def _mix(word):
+    """`keys.mix_` of uint64."""
+    word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9
+    word = (word ^ (word >> 27)) * 0x94D049BB133111EB
+    return word ^ (word >> 31)
 
 
 @triton.jit
 def _divided(number, reciprocal):
-    """Number over divisor, rounded down, for 0 <= number < 2^31 and `triton_plan.reciprocal(divisor)`.
+    """Number over divisor, rounded down, for 0 <= number < 2^31 and `plan.reciprocal(divisor)`.
 
     A division by what is not known when the code is compiled takes many times as long.
     """
@@ -111,63 +109,63 @@ def _grow(bits, extent, stride, chunks, CHUNK: tl.constexpr):
         done += step
 
 
+# The launch parameters are integers that change with the shape; a specialised kernel would be compiled for each.
 @triton.jit(
     do_not_specialize=[
-        "gap_high", "gap_low", "length", "units", "halo", "own", "chunks", "positions", "stream_length",
-        "plane_positions", "valid_rows", "valid_columns", "by_plane", "by_rows", "by_columns", "plane_units", "area",
-        "row", "by_units", "by_length", "by_positions", "by_area", "by_row", "layers", "rows", "run",
+        "length", "units", "halo", "own", "chunks", "positions", "group", "by_group", "group_planes", "per_group",
+        "stream_length", "by_length", "plane_positions", "by_positions", "valid_rows", "by_valid_rows",
+        "valid_columns", "by_valid_columns", "plane_units", "by_units", "area", "by_area", "row", "by_row",
+        "layers", "rows", "run",
     ]
 )  # fmt: skip
 def draw(
     words,
-    corners,
     scratch,
     counted,
     scale,
-    rng_seed,
-    gap,
-    gap_high,
-    gap_low,
+    key,
+    table,
     length,
     units,
     halo,
     own,
     chunks,
     positions,
+    group,
+    by_group,
+    group_planes,
+    per_group,
     stream_length,
-    plane_positions,
-    valid_rows,
-    valid_columns,
-    by_plane,
-    by_rows,
-    by_columns,
-    plane_units,
-    area,
-    row,
-    by_units,
     by_length,
+    plane_positions,
     by_positions,
+    valid_rows,
+    by_valid_rows,
+    valid_columns,
+    by_valid_columns,
+    plane_units,
+    by_units,
+    area,
     by_area,
+    row,
     by_row,
     layers,
     rows,
     run,
-    GAP_IN_MEMORY: tl.constexpr,
-    NOTE_CORNERS: tl.constexpr,
     COUNT: tl.constexpr,
     ONE_CHUNK: tl.constexpr,
     UNIT: tl.constexpr,
     STREAMS: tl.constexpr,
     DRAWS: tl.constexpr,
     CHUNK: tl.constexpr,
+    TABLE: tl.constexpr,
 ):
     """Draw `own` words of the mask, in memory of the program's own, with a `halo` of words whose blocks reach in.
 
-    `stream_length` consecutive seed positions, of all planes in a row, are a stream. The i-th gap in it is made of the
-    i-th block of Philox 4x32-10 with the RNG seed as key and the stream's number as counter. A corner sets the bits of
-    the first row of its block (`run`), and `_grow` makes the other `rows` and `layers`. Blocks lie whole inside their
-    map, so no bit is shifted over the end of a row or of a plane. The program that is the last to count, whichever
-    that is, stores the scale: units over units kept. Where all are dropped it is finite, and no unit is multiplied.
+    The seeds are those of `seeds.py`, stream by stream. A seed sets the bits of the first row of its block (`run`),
+    and `_grow` makes the other `rows` and `layers`. Blocks lie whole inside their map, so no bit is shifted over the
+    end of a row or of a plane. The program that counts last stores the scale: units over units kept. Where all are
+    dropped it is finite, and no unit is multiplied.
     """
     program = tl.program_id(0).to(tl.int64)
     base = program * own - halo
@@ -186,54 +184,55 @@ def draw(
     high = _corners_before(
         high, plane_units, by_units, plane_positions, area, by_area, row, by_row, valid_rows, valid_columns
     )
-    first_stream = _quotient(low, stream_length, by_length)
-    streams = (_quotient(high + stream_length - 1, stream_length, by_length) - first_stream).to(tl.int32)
-    start = first_stream * stream_length
-    plane = _quotient(start, plane_positions, by_positions)
-    place = (start - plane * plane_positions).to(tl.int32)
-    origin = (plane * plane_units - base * 64).to(UNIT)
+    first_group = _quotient(low, group, by_group)
+    first_piece = _quotient(low - first_group * group, stream_length, by_length).to(tl.int32)
+    last = tl.maximum(high - 1, 0)
+    last_group = _quotient(last, group, by_group)
+    last_piece = _quotient(last - last_group * group, stream_length, by_length).to(tl.int32)
+    streams = ((last_group - first_group) * per_group).to(tl.int32) + last_piece - first_piece + 1
+    streams = tl.where(high > low, streams, 0)
+    # positions are counted from the first group, units from the first bit
+    positions_left = tl.minimum(positions - first_group * group, 0x7FFFFFFF).to(tl.int32)
+    origin = (first_group * group_planes * plane_units - base * 64).to(UNIT)
 
-    seed = tl.load(rng_seed)
-    if GAP_IN_MEMORY:
-        mean_gap = tl.load(gap)
-    else:
-        mean_gap = tl.zeros((1, 1), tl.float64) + gap_high + gap_low
-    longest = stream_length.to(tl.float64)
+    mixed = _mix(tl.load(key).to(tl.uint64, bitcast=True))
+    entry = tl.arange(0, TABLE)
+    numbers = tl.load(table).to(tl.int32)
+    # entry 0 is no probability
+    probabilities = tl.where(entry > 0, tl.load(table + entry), 2.0)[None, :]
     halves = bits.to(tl.pointer_type(tl.int32))
     all_ones = tl.full((STREAMS, DRAWS), 0xFFFFFFFF, tl.uint32)
-    zero = tl.zeros((STREAMS, DRAWS), tl.int32)
-    turn = zero + tl.arange(0, DRAWS)[None, :]
-    for group in range(0, streams, STREAMS):
-        which = group + tl.arange(0, STREAMS)[:, None]
-        stream = first_stream + which
-        stream_low = stream.to(tl.int32) + zero
-        stream_high = (stream >> 32).to(tl.int32) + zero
-        end = tl.minimum(tl.maximum(positions - stream * stream_length, 0), stream_length).to(tl.int32)
-        end = tl.where(which < streams, end, 0)
-        at = tl.where(end > 0, -1, 0)
-        number = turn
-        while tl.max(tl.max((at < end).to(tl.int32), axis=1), axis=0) > 0:
-            r0, r1, _, _ = tl.philox(seed, stream_low, stream_high, number, zero)
-            word = (r0.to(tl.uint64) << 32) | r1.to(tl.uint64)
-            number += DRAWS
-            gaps = tl.minimum(_exponential(word) * mean_gap, longest).to(tl.int32) + 1
-            here = at + tl.cumsum(gaps, axis=1)
-            inside = here < end
-            at += tl.sum(gaps, axis=1)[:, None]
+    turn = tl.arange(0, DRAWS)[None, :] + tl.zeros((STREAMS, DRAWS), tl.int32)
+    for first in range(0, streams, STREAMS):
+        which = first + tl.arange(0, STREAMS)
+        stream = first_group * per_group + (first_piece + which).to(tl.int64)
+        stream_base = _mix(mixed + (stream + 1).to(tl.uint64, bitcast=True) * PHI)
+        many = tl.zeros((STREAMS,), tl.int32)
+        for i in range(numbers):
+            word = _mix(stream_base + (which * 0 + i).to(tl.uint64) * PHI)
+            uniform = (word >> 11).to(tl.int64).to(tl.float64) * TO_UNIT
+            many += tl.sum((probabilities <= uniform[:, None]).to(tl.int32), axis=1)
+        many = tl.where(which < streams, many, 0)
+        piece = first_piece + which
+        group_start = piece // per_group * group.to(tl.int32)
+        start = group_start + piece % per_group * stream_length
+        end = tl.minimum(tl.minimum(start + stream_length, group_start + group.to(tl.int32)), positions_left)[:, None]
+        start = start[:, None]
+        for drawn in range(0, tl.max(many, axis=0), DRAWS):
+            number = turn + drawn
+            word = _mix(stream_base[:, None] + (number + numbers).to(tl.uint64) * PHI)
+            place = (((word >> 17) * stream_length.to(tl.uint64)) >> 47).to(tl.int32)
+            rest = start + place
+            inside = (number < many[:, None]) & (rest < end)
             # from the number of a position to the number of a unit, counted from the first bit
-            rest = place + which * stream_length + here
-            planes = _divided(rest, by_plane)
+            planes = _divided(rest, by_positions)
             rest -= planes * plane_positions
-            line = _divided(rest, by_columns)
+            line = _divided(rest, by_valid_columns)
             column = rest - line * valid_columns
-            layer = _divided(line, by_rows)
+            layer = _divided(line, by_valid_rows)
             line -= layer * valid_rows
             unit = origin + planes.to(UNIT) * plane_units.to(UNIT) + (layer * area + line * row + column)
             bit = (unit & 31).to(tl.int32)
-            if NOTE_CORNERS:
-                corner = tl.full((STREAMS, DRAWS), 1, tl.int32) << bit
-                where = corners.to(tl.pointer_type(tl.int32)) + ((unit + base * 64) >> 5)
-                tl.atomic_or(where, corner, mask=inside, sem="relaxed")
             for i in range((31 + run + 31) // 32):
                 begin = tl.maximum(bit - 32 * i, 0)
                 bits_here = tl.minimum(bit + run - 32 * i, 32) - begin

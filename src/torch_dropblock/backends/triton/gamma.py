@@ -1,4 +1,4 @@
-"""The density of seeds, solved on a GPU from a keep_prob that only the GPU knows: `geometry.gamma` in Triton."""
+"""λ, solved on a GPU from a keep_prob that only the GPU knows, and the table that drawing needs of it."""
 # Triton reads the annotations of a kernel as they are, so there is no `from __future__ import annotations`.
 
 import triton  # type: ignore[import-untyped]
@@ -30,9 +30,48 @@ def _moment(size, block, most, POWER: tl.constexpr):
     return ((t - 1) * t * (2 * t - 1) / 3 + (s - 2 * t + 2) * t * t) / s
 
 
-@triton.jit(do_not_specialize=["s0", "s1", "s2", "b0", "b1", "b2"])
-def solve(keep_prob, gap, s0, s1, s2, b0, b1, b2, PAPER: tl.constexpr, LANES: tl.constexpr):
-    """`geometry.gamma` on the device, by Newton's method, as the mean gap -1 / log(1 - γ): see there."""
+@triton.jit
+def _store_table(table, lam, length, TABLE: tl.constexpr, MOST_EXPECTED: tl.constexpr, MOST_LAM: tl.constexpr):
+    """Store `seeds.poisson_table`: the same operations in the same order, none fused (`launch.solved_table`)."""
+    # a number that is compared with a float64 would be rounded to float32
+    least = tl.full((), 1e-18, tl.float64)
+    expected = tl.minimum(lam, MOST_LAM).to(tl.float32).to(tl.float64) * length.to(tl.float64)
+    numbers = tl.maximum(tl.ceil(expected / MOST_EXPECTED), 1.0)
+    expected = expected / numbers
+    part = expected / 128.0
+    exponential = tl.full((), 1.0, tl.float64)
+    for i in range(16):
+        exponential = 1.0 - part * exponential / (16 - i)
+    for _ in range(7):
+        exponential = exponential * exponential
+    tl.store(table, numbers)
+    probability = exponential
+    sum = exponential
+    for k in range(1, TABLE):
+        at_the_end = (probability <= least) & (k >= expected)
+        tl.store(table + k, tl.where(at_the_end, 1.0, tl.minimum(sum, 1.0)))
+        probability = probability * expected / k
+        sum += probability
+
+
+@triton.jit(do_not_specialize=["length", "s0", "s1", "s2", "b0", "b1", "b2"])
+def solve(
+    keep_prob,
+    table,
+    length,
+    s0,
+    s1,
+    s2,
+    b0,
+    b1,
+    b2,
+    PAPER: tl.constexpr,
+    LANES: tl.constexpr,
+    TABLE: tl.constexpr,
+    MOST_EXPECTED: tl.constexpr,
+    MOST_LAM: tl.constexpr,
+):
+    """Solve λ as `geometry.gamma` solves it, by Newton's method, and store the table of streams of `length`."""
     keep = tl.minimum(tl.maximum(tl.load(keep_prob).to(tl.float64), 0.0), 1.0)
     units = s0.to(tl.float64) * s1.to(tl.float64) * s2.to(tl.float64)
     v0 = s0 - b0 + 1
@@ -41,7 +80,7 @@ def solve(keep_prob, gap, s0, s1, s2, b0, b1, b2, PAPER: tl.constexpr, LANES: tl
     if PAPER:
         block = b0.to(tl.float64) * b1.to(tl.float64) * b2.to(tl.float64)
         valid = v0.to(tl.float64) * v1.to(tl.float64) * v2.to(tl.float64)
-        tl.store(gap, 1.0 / _minus_log1m(tl.minimum((1.0 - keep) * units / (block * valid), 1.0)))
+        lam = _minus_log1m(tl.minimum((1.0 - keep) * units / (block * valid), 1.0))
     else:
         t0 = tl.minimum(b0, v0)
         t1 = tl.minimum(b1, v1)
@@ -56,8 +95,8 @@ def solve(keep_prob, gap, s0, s1, s2, b0, b1, b2, PAPER: tl.constexpr, LANES: tl
         rate = tl.where(mean * mean + 2.0 * variance * goal > 0.0, rate, -goal / mean)
         step = tl.where(keep < 1e-200, 0.0, rate + 1.0)
         turn = 0
-        # an error is squared by the next step
-        while (tl.abs(step) > 1e-6 * rate) & (turn < 100):
+        # a step squares the error, which is to be far below that of a float32
+        while (tl.abs(step) > 1e-8 * rate) & (turn < 100):
             kept_of = tl.zeros((LANES,), tl.float64)
             dropped_of = tl.zeros((LANES,), tl.float64)
             slope_of = tl.zeros((LANES,), tl.float64)
@@ -86,4 +125,5 @@ def solve(keep_prob, gap, s0, s1, s2, b0, b1, b2, PAPER: tl.constexpr, LANES: tl
             step = (log_kept - goal) * kept_share * units / tl.sum(slope_of, axis=0)
             rate += step
             turn += 1
-        tl.store(gap, tl.where(keep < 1e-200, 0.0, 1.0 / rate))
+        lam = tl.where(keep < 1e-200, MOST_LAM, rate)
+    _store_table(table, lam, length, TABLE, MOST_EXPECTED, MOST_LAM)

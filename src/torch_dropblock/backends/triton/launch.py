@@ -1,7 +1,7 @@
-"""The layer on a GPU: a mask of one bit per unit is drawn, then the input is read once and written once.
+"""The backend on a GPU: a mask of one bit per unit is drawn, then the input is read once and written once.
 
-    keep_prob ── triton_gamma ──> gap ─┐
-    rng_seed ──────────────────────────┴─ triton_draw ──> mask, scale ── triton_apply ──> output
+    keep_prob ── gamma.solve ──> table ─┐   (where only the GPU knows keep_prob)
+    key ────────────────────────────────┴─ draw.draw ──> mask, scale ── apply.apply_* ──> output
 
 docs/kernel.md says how. With TRITON_INTERPRET=1 set before Triton is imported the same code runs on CPU tensors, in
 Triton's interpreter.
@@ -22,16 +22,16 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
+from ...core.blocks import Blocks
 from ...core.geometry import Size
-from ...core.seeds import Blocks
+from ...core.seeds import MOST_EXPECTED, MOST_LAM, TABLE
 from .. import sparse
 from . import apply as triton_apply
 from . import draw as triton_draw
 from . import gamma as triton_gamma
-from .plan import at_most, gap_in_two, parts, plan_of
+from .plan import at_most, parts, plan_of
+from .plan import why_not_of as why_not_of
 
-# The positions of one plane and of one stream are counted in 32 bits.
-MOST_UNITS_OF_A_PLANE = 1 << 30
 DTYPES = {
     torch.float16: tl.float32,
     torch.bfloat16: tl.float32,
@@ -44,8 +44,8 @@ DTYPES = {
 class Launch:
     """How much one program does; nothing but time depends on it."""
 
-    streams: int = 2
-    draws: int = 32
+    streams: int = 4
+    draws: int = 16
     words: int = 512
     eights: int = 128
     channels: int = 128
@@ -54,7 +54,7 @@ class Launch:
 
 INTERPRETED: bool = triton.knobs.runtime.interpret if hasattr(triton, "knobs") else False
 # the interpreter takes as long for a program of one lane as for one of thousands
-LAUNCH = Launch(256, 32, 65536, 65536, 1024, 1024) if INTERPRETED else Launch()
+LAUNCH = Launch(64, 256, 65536, 65536, 1024, 1024) if INTERPRETED else Launch()
 
 
 @dataclass(frozen=True)
@@ -65,21 +65,10 @@ class Mask:
     # units over units kept: float64, of no dimensions
     scale: Tensor
     blocks: Blocks
-    corners: Tensor | None = None
 
     def dense(self) -> Tensor:
         """True where dropped, of shape `(*own_lead, *size)`."""
         return _unpacked(self.words, self.blocks.units).view(*self.blocks.own_lead, *self.blocks.size)
-
-    def seeds(self) -> Tensor:
-        """The corners that were drawn, numbered as `drawing.draw_seeds` numbers seeds."""
-        if self.corners is None:
-            raise ValueError("corners must be noted when the mask is drawn")
-        at = _unpacked(self.corners, self.blocks.units).view(-1, *self.blocks.size)
-        inside = at[(slice(None), *(slice(v) for v in self.blocks.valid))]
-        if int(inside.sum()) != int(at.sum()):
-            raise RuntimeError("a corner lies outside the valid seed region")
-        return inside.flatten().nonzero().flatten()
 
 
 def _unpacked(words: Tensor, units: int) -> Tensor:
@@ -87,73 +76,55 @@ def _unpacked(words: Tensor, units: int) -> Tensor:
     return (words.view(torch.uint8).unsqueeze(1) >> shifts & 1).view(-1)[:units].to(torch.bool)
 
 
-def mean_gap(keep_prob: Tensor, size: Size, block: Size, rate: str) -> Tensor:
-    """-1 / log(1 - γ) for a `keep_prob` that only the device knows: float64, of one element."""
-    gap = torch.empty(1, dtype=torch.float64, device=keep_prob.device)
+def solved_table(keep_prob: Tensor, size: Size, block: Size, rate: str, length: int) -> Tensor:
+    """Make `seeds.table_of` of a `keep_prob` that only the device knows."""
+    table = torch.empty(TABLE, dtype=torch.float64, device=keep_prob.device)
     pad = (1,) * (3 - len(size))
     # for the distinct numbers of blocks that cover a unit, see `geometry`
     distinct = math.prod(min(b, s - b + 1) for s, b in zip(size, block, strict=True))
     lanes = min(max(triton.next_power_of_2(distinct), 32), 1024)
-    with _on(gap):
+    with _on(table):
         triton_gamma.solve[(1,)](
-            keep_prob, gap, *pad, *size, *pad, *block, rate == "paper", lanes, num_warps=max(1, lanes // 256)
+            keep_prob,
+            table,
+            length,
+            *(*pad, *size, *pad, *block),
+            PAPER=rate == "paper",
+            LANES=lanes,
+            TABLE=TABLE,
+            MOST_EXPECTED=MOST_EXPECTED,
+            MOST_LAM=MOST_LAM,
+            num_warps=max(1, lanes // 256),
+            enable_fp_fusion=False,  # the table is to be that of the host, bit for bit
         )
-    return gap
+    return table
 
 
-def draw(
-    rng_seed: Tensor,
-    blocks: Blocks,
-    gap: Tensor | None = None,
-    *,
-    count: bool = True,
-    corners: bool = False,
-    launch: Launch = LAUNCH,
-) -> Mask:
-    """The mask of an RNG seed; `gap` is `mean_gap` where γ is not known here, and then that of `blocks` means nothing.
-
-    Nothing is read back from the device. If it is not to `count`, the scale has no value.
-    """
-    if math.prod(blocks.size) >= MOST_UNITS_OF_A_PLANE:
-        raise ValueError(f"a map for Triton must have fewer than 2^30 units, got one of {math.prod(blocks.size)}")
-    if gap is None and blocks.gamma in (0.0, 1.0) and not corners:
-        return _nothing_or_everything(blocks, rng_seed.device)
-    plan, device = plan_of(blocks, launch.words), rng_seed.device
+def draw(key: Tensor, blocks: Blocks, table: Tensor, *, count: bool = True, launch: Launch = LAUNCH) -> Mask:
+    """Draw the mask of a key, with nothing read back; if it is not to `count`, the scale has no value."""
+    plan, device = plan_of(blocks, launch.words), key.device
     words = torch.empty(plan.length, dtype=torch.int64, device=device)
     scratch = torch.empty(plan.scratch, dtype=torch.int64, device=device)
     counted = torch.zeros(1, dtype=torch.int64, device=device) if count else scratch
     scale = torch.empty((), dtype=torch.float64, device=device)
-    noted = torch.zeros_like(words) if corners else None
     with _on(words):
         triton_draw.draw[(plan.programs,)](
             words,
-            words if noted is None else noted,
             scratch,
             counted,
             scale,
-            rng_seed,
-            rng_seed if gap is None else gap,
-            *gap_in_two(blocks.gamma),
-            *plan.numbers,
-            GAP_IN_MEMORY=gap is not None,
-            NOTE_CORNERS=corners,
+            key,
+            table,
+            **plan.parameters,
             COUNT=count,
             ONE_CHUNK=plan.one_chunk,
             UNIT=tl.int64 if plan.wide else tl.int32,
             STREAMS=launch.streams,
             DRAWS=launch.draws,
             CHUNK=plan.chunk,
+            TABLE=TABLE,
             num_warps=max(launch.streams * launch.draws // 32, 1),
         )
-    return Mask(words, scale, blocks, noted)
-
-
-def _nothing_or_everything(blocks: Blocks, device: torch.device) -> Mask:
-    everything, over = blocks.gamma == 1.0, blocks.units % 64
-    words = torch.full((parts(blocks.units, 64),), -1 if everything else 0, dtype=torch.int64, device=device)
-    if everything and over:
-        words[-1].fill_((1 << over) - 1)
-    scale = torch.full((), blocks.units if everything else 1, dtype=torch.float64, device=device)
     return Mask(words, scale, blocks)
 
 
@@ -228,20 +199,13 @@ def channels_inside(mask: Mask) -> Tensor:
     return target
 
 
-def drop(input: Tensor, output: Tensor, rng_seed: Tensor, blocks: Blocks, gap: Tensor | None = None) -> None:
-    """Draw and apply."""
-    apply(input, output, draw(rng_seed, blocks, gap))
-
-
-def why_not(device: torch.device, size: Size | None = None) -> str:
-    """Why tensors on this device, with maps of this size, are not served; empty if they are."""
+def why_not_on(device: torch.device) -> str | None:
+    """Return why tensors on this device are not served, None if they are."""
     if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
         return f"it runs on CUDA devices, and the input is on {device}"
     if device.type == "cuda" and _is_old(device):
         return f"Triton needs a GPU of compute capability 8.0 or more, and {device} is older"
-    if size is not None and math.prod(size) >= MOST_UNITS_OF_A_PLANE:
-        return f"it counts the positions of a map in 32 bits, and this one has {math.prod(size)}"
-    return ""
+    return None
 
 
 @lru_cache

@@ -1,0 +1,95 @@
+"""Where blocks may fall in a tensor, and how the positions of their seeds are cut into streams."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+from .geometry import Size, clamp, valid_region
+
+# A stream has about so many seeds where a tenth of the units is dropped: enough to share the cost of its two words,
+# few enough to be sorted quickly.
+SEEDS_IN_A_STREAM = 12
+# The lengths of streams. A place in a stream is the product of 47 random bits and its length, in 63 bits.
+SHORTEST, LONGEST = 32, (1 << 16) - 1
+
+
+class Streams(NamedTuple):
+    """The seed positions, cut into pieces that are drawn independently of one another.
+
+    A group is several whole planes that make one stream, or one large plane that makes several. Stream s begins at
+    position `s // per_group * group + s % per_group * length`, and ends `length` positions later or with its group.
+    """
+
+    count: int
+    length: int
+    per_group: int
+    group: int  # positions
+    planes: int  # in a group
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Where blocks may fall in a tensor of shape `(*lead, *size)`.
+
+    A plane is an index into the leading dimensions that are not `shared`; along those one mask is repeated. A seed is
+    numbered by its position: plane by plane and row by row through the valid seed regions of all planes.
+    """
+
+    lead: Size
+    size: Size
+    block: Size
+    shared: tuple[int, ...] = ()
+    cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # of a backend
+
+    @classmethod
+    @lru_cache(maxsize=1024)
+    def of(cls, lead: Size, size: Size, block_size: Size, share_channels: bool) -> Blocks:
+        """Return the blocks of a layer with these arguments for an input of shape `(*lead, *size)`."""
+        return cls(lead, size, clamp(size, block_size), (len(lead) - 1,) if share_channels else ())
+
+    @cached_property
+    def valid(self) -> Size:
+        return valid_region(self.size, self.block)
+
+    @cached_property
+    def own_lead(self) -> Size:
+        """The leading dimensions with 1 for the shared ones: a mask of shape `(*own_lead, *size)` broadcasts."""
+        return tuple(1 if i in self.shared else n for i, n in enumerate(self.lead))
+
+    @cached_property
+    def planes(self) -> int:
+        return math.prod(self.own_lead)
+
+    @cached_property
+    def positions(self) -> int:
+        """How many positions a seed can have, in all planes."""
+        return self.planes * math.prod(self.valid)
+
+    @cached_property
+    def units(self) -> int:
+        """How many units the mask has."""
+        return self.planes * math.prod(self.size)
+
+    @cached_property
+    def streams(self) -> Streams:
+        plane = math.prod(self.valid)
+        length = SEEDS_IN_A_STREAM * 10 * math.prod(self.block) * plane // math.prod(self.size)
+        length = min(max(length, SHORTEST), LONGEST)
+        if plane <= length:
+            planes = length // plane  # however many there are, so that one table serves more of them under vmap too
+            return Streams(-(-self.planes // planes), planes * plane, 1, planes * plane, planes)
+        pieces = -(-plane // length)
+        return Streams(self.planes * pieces, -(-plane // pieces), pieces, plane, 1)
+
+    @cached_property
+    def flat(self) -> Blocks:
+        """The same blocks in the mask, with one leading dimension: one plane for each mask."""
+        return Blocks((self.planes,), self.size, self.block)
+
+    def batched(self, batch: int, *, shared: bool) -> Blocks:
+        """Return the same blocks with one more leading dimension in front."""
+        moved = tuple(i + 1 for i in self.shared)
+        return Blocks((batch, *self.lead), self.size, self.block, (0, *moved) if shared else moved)
