@@ -64,7 +64,7 @@ def algorithm(seed: int) -> Figure:
     side, block = 14, 5
     valid = side - block + 1
     gamma = seed_probability((side, side), block, 0.75)
-    seeds = reference.draw_seeds((1, 1, valid, valid), gamma, torch.Generator().manual_seed(seed))
+    seeds = torch.rand(1, 1, valid, valid, generator=torch.Generator().manual_seed(seed)) < gamma
     kept = reference.kept_mask(seeds, (block, block))[0, 0]
     left, middle, right = panels(3, 2.2, 2.2, left=0.15, bottom=0.15)
 

@@ -39,10 +39,10 @@ def test_the_short_histogram_gives_the_same_sums(size, block, term):
 
 @pytest.mark.parametrize(("size", "block"), LARGE)
 @pytest.mark.parametrize("keep_prob", [1 - 1e-12, 0.999, 0.9, 0.5, 0.1, 1e-3, 1e-100])
-def test_gamma_is_that_of_the_exact_histogram(monkeypatch, size, block, keep_prob):
-    gamma = geometry._exact_gamma(size, block, keep_prob)
+def test_lambda_is_that_of_the_exact_histogram(monkeypatch, size, block, keep_prob):
+    lam = geometry._exact_lam(size, block, keep_prob)
     monkeypatch.setattr(coverage, "short", coverage.exact)
-    assert gamma == pytest.approx(geometry._exact_gamma(size, block, keep_prob), rel=1e-12, abs=0)
+    assert lam == pytest.approx(geometry._exact_lam(size, block, keep_prob), rel=1e-12, abs=0)
 
 
 @pytest.mark.parametrize(("size", "block"), [((28, 28), (7, 7)), ((14,), (14,)), ((20, 20, 20), (7, 7, 7))])

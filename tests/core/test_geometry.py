@@ -115,7 +115,7 @@ def test_gamma_is_solved_at_every_step_of_a_schedule_without_cost(size, block, m
     for step in range(200):
         keep_prob = 1 - 0.1 * (step + 1) / 200
         start = time.perf_counter()
-        geometry._exact_gamma(size, block, keep_prob)
+        geometry._exact_lam(size, block, keep_prob)
         times.append(time.perf_counter() - start)
     assert sorted(times)[len(times) // 10] < most  # what a busy machine adds is not the solver's doing
 

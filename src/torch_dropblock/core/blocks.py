@@ -23,7 +23,7 @@ class Streams(NamedTuple):
     position `s // per_group * group + s % per_group * length`, and ends `length` positions later or with its group.
     """
 
-    count: int
+    count: int  # type: ignore[assignment]
     length: int
     per_group: int
     group: int  # positions

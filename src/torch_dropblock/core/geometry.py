@@ -116,15 +116,21 @@ def valid_region(size: Size, block: Size) -> Size:
 @lru_cache(maxsize=4096)
 def gamma(size: Size, block: Size, keep_prob: float, rate: Rate) -> float:
     """`seed_probability` for checked arguments and a clamped block: a layer asks at every step."""
-    solve = _exact_gamma if rate == "exact" else _paper_gamma
-    return solve(size, block, keep_prob)
+    if rate == "paper":
+        return (1.0 - keep_prob) * math.prod(size) / (math.prod(block) * math.prod(valid_region(size, block)))
+    return -math.expm1(-_exact_lam(size, block, keep_prob))
 
 
-def _paper_gamma(size: Size, block: Size, keep_prob: float) -> float:
-    return (1.0 - keep_prob) * math.prod(size) / (math.prod(block) * math.prod(valid_region(size, block)))
+@lru_cache(maxsize=4096)
+def lam(size: Size, block: Size, keep_prob: float, rate: Rate) -> float:
+    """Return λ = -log(1 - γ), to the last bits where γ is close to 1 too."""
+    if rate == "exact":
+        return _exact_lam(size, block, keep_prob)
+    seed_prob = gamma(size, block, keep_prob, rate)
+    return math.inf if seed_prob >= 1.0 else -math.log1p(-seed_prob)
 
 
-def _exact_gamma(size: Size, block: Size, keep_prob: float) -> float:
+def _exact_lam(size: Size, block: Size, keep_prob: float) -> float:
     """Newton's method on `log(mean of exp(-λ n(u))) = log(keep_prob)`, λ = -log(1 - γ).
 
     The left side is convex and falling in λ, so the iterates climb from 0 to the root without passing it; it is
@@ -132,7 +138,7 @@ def _exact_gamma(size: Size, block: Size, keep_prob: float) -> float:
     the share dropped is summed; elsewhere the share kept.
     """
     if keep_prob < 1e-200:  # exp(-λ n) would leave the range of a float; γ is 1 to the last bit long before
-        return 1.0
+        return math.inf
     histogram, units = coverage.short(size, block), math.prod(size)
     goal = math.log(keep_prob)
     lam = 0.0
@@ -148,7 +154,7 @@ def _exact_gamma(size: Size, block: Size, keep_prob: float) -> float:
         step = (log_kept - goal) * math.exp(log_kept) * units / slope
         lam += step
         if step <= 1e-9 * lam:  # quadratic convergence: the next step would be below the last bit
-            return -math.expm1(-lam)
+            return lam
 
 
 def _covering(s: int, b: int) -> list[int]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -63,19 +62,19 @@ def poisson_table(lam: float, length: int) -> list[float]:
 @lru_cache(maxsize=1024)
 def table_of(size: Size, block: Size, length: int, keep_prob: float, rate: Rate) -> Tensor | None:
     """Return the table of a stream of `length` positions: float64, on the CPU; None where everything is dropped."""
-    gamma = geometry.gamma(size, block, keep_prob, rate)
-    if gamma == 1.0:
+    lam = geometry.lam(size, block, keep_prob, rate)
+    if math.isinf(lam):
         return None
     # the table outlives this call, so it must be a plain tensor: no fake one, nor one that a transform tracks
     with torch.inference_mode(False), unset_fake_temporarily(), temporarily_clear_interpreter_stack():
-        return torch.tensor(poisson_table(-math.log1p(-gamma), length), dtype=torch.float64, device="cpu")
+        return torch.tensor(poisson_table(lam, length), dtype=torch.float64, device="cpu")
 
 
 def draw_seeds(key: Key, blocks: Blocks, table: Tensor) -> Tensor:
     """Draw the seeds of a key: int64, stream by stream, unsorted within.
 
-    A position may be there twice. Nothing is read back from a device: there every stream has `TABLE` seeds for each of
-    its numbers, and those that it does not have stand at `blocks.positions`, one past the last position.
+    A position may be there twice. Nothing is read back from a device: there every stream has as many seeds as its table
+    allows, and those that it does not have stand at `blocks.positions`, one past the last position.
     """
     if not blocks.positions:
         return torch.empty(0, dtype=torch.int64, device=device_of(key))
@@ -89,7 +88,7 @@ def _exactly(key: Key, blocks: Blocks, table: Tensor, first: int, count: int) ->
     streams = blocks.streams
     bases = stream_bases(key, first, count)
     numbers = int(table[0])
-    many = sum(_counts(bases, table, numbers))
+    many = _counts(bases, table)
     ends = many.cumsum(0)
     total = int(ends[-1])
     # the t-th seed of all is number t - (ends - many) of its stream
@@ -108,9 +107,9 @@ def _at_most(key: Key, blocks: Blocks, table: Tensor, first: int, count: int) ->
     """Draw like `_exactly`, in as many operations whatever the seeds."""
     streams = blocks.streams
     bases = stream_bases(key, first, count).unsqueeze(1)
-    numbers, table = int(table[0]), table.to(bases.device, non_blocking=True)
-    many = sum(_counts(bases, table, numbers))
-    slots = torch.arange(TABLE * numbers, dtype=torch.int64, device=bases.device)
+    numbers, most = int(table[0]), int((table[1:] < 1.0).sum())
+    many = _counts(bases, table)
+    slots = torch.arange(most * numbers, dtype=torch.int64, device=bases.device)
     places = _places(bases + (slots + numbers) * PHI, streams.length)
     start, room = _starts(blocks, first, count, bases.device)
     inside = slots < many
@@ -119,10 +118,13 @@ def _at_most(key: Key, blocks: Blocks, table: Tensor, first: int, count: int) ->
     return torch.where(inside, places.add_(start.unsqueeze(1)), blocks.positions).flatten()
 
 
-def _counts(bases: Tensor, table: Tensor, numbers: int) -> Iterator[Tensor]:
-    for i in range(numbers):
+def _counts(bases: Tensor, table: Tensor) -> Tensor:
+    """Return K of each stream."""
+    many = torch.zeros_like(bases)
+    for i in range(int(table[0])):
         uniform = shift_right(mix_(bases + signed(i * PHI)), 11).to(torch.float64).mul_(2.0**-53)
-        yield torch.searchsorted(table[1:], uniform, right=True)
+        many.add_(torch.searchsorted(table[1:].to(bases.device, non_blocking=True), uniform, right=True))
+    return many
 
 
 def _places(words: Tensor, length: int) -> Tensor:

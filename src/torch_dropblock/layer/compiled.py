@@ -115,8 +115,8 @@ class Draw:
 def _draw(key: Tensor, keep_prob: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     how = Draw(*arguments)
     if how.is_empty:
-        mask, scale, table = how.empty(key.device)
-        return mask, scale.fill_(1.0), table.fill_(1.0)
+        mask, scale, nothing = how.empty(key.device)
+        return mask, scale.fill_(1.0), nothing.fill_(1.0)
     blocks, table = how.blocks(keep_prob)
     mask, scale = how.mask(key, blocks, table, count=True)
     # an operator may not return what it keeps; where everything is dropped `redraw` looks at keep_prob

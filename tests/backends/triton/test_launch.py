@@ -33,7 +33,7 @@ from torch_dropblock.core import reference
 from torch_dropblock.core.blocks import Blocks
 from torch_dropblock.core.seeds import TABLE
 from torch_dropblock.layer import compiled
-from torch_dropblock.layer.eager import ApplyBlocks, Call
+from torch_dropblock.layer.eager import ApplyBlocks, Call, drop
 
 pytestmark = MARKS
 
@@ -286,24 +286,22 @@ def launches(monkeypatch):
 @pytest.mark.usefixtures("on_triton")
 @pytest.mark.parametrize(("share_channels", "apply"), [(False, "apply_flat"), (True, "apply_tiles")])
 def test_two_launches_and_a_few_allocations_in_each_direction(launches, share_channels, apply):
-    """Forward: the output, the key; in both, the words, the scratch, the count and the scale. Nothing is waited for."""
+    """The output, the words, the scratch, the count and the scale, and forward the key. Nothing is waited for."""
     x = torch.rand(4, 8, 14, 14, device=DEVICE, requires_grad=True)
-    ones = torch.ones_like(x)
+    key, ones, each = new_key(), torch.ones_like(x), ["empty", "empty", "empty", "empty_like", "zeros"]
+    call = Call(*some_blocks((4, 8), (14, 14), (3, 3), 0.8, share_channels), "triton")
 
     def step():
-        y = drop_block2d(x, 3, keep_prob=0.8, share_channels=share_channels)
-        torch.autograd.backward(y, ones)
+        torch.autograd.backward(drop_block2d(x, 3, keep_prob=0.8, share_channels=share_channels), ones)
 
     step()
-    del launches[:]
-    with Watch() as forward:
-        y = drop_block2d(x, 3, keep_prob=0.8, share_channels=share_channels)
-    assert launches == ["draw", apply]
-    with Watch() as backward:
-        torch.autograd.backward(y, ones)
     assert launches == ["draw", apply] * 2
-    assert sorted(forward.allocations) == ["empty"] * 3 + ["empty_like", "randint", "zeros"]
-    assert sorted(backward.allocations) == ["empty"] * 3 + ["empty_like", "zeros"]
+    with Watch() as forward:
+        drop_block2d(x, 3, keep_prob=0.8, share_channels=share_channels)
+    assert sorted(forward.allocations) == sorted(["randint", *each])
+    with Watch() as backward:
+        drop(ones, key, call)  # what the node of the backward pass calls, where no mode sees it
+    assert sorted(backward.allocations) == each
     took = min(timeit.repeat(step, number=100, repeat=3)) / 100
     print(f"{took * 1e6:.0f} µs of the host, forward and backward together, without the launches")
 
@@ -414,7 +412,8 @@ def test_a_compiled_layer_takes_the_path_that_was_asked_for(monkeypatch):
     monkeypatch.setattr(launch, "draw", lambda *given, **more: drawn.append(given) or draw(*given, **more))
     layer = DropBlock2d(3, keep_prob=0.5)
     function = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    x = torch.ones(4, 8, 12, 12, device=DEVICE, requires_grad=True)
+    # a mask of fewer bytes than the table, the compiler would keep
+    x = torch.ones(4, 8, 24, 24, device=DEVICE, requires_grad=True)
     y = function(x)
     y.sum().backward()
     assert len(drawn) == 2
@@ -439,8 +438,9 @@ def test_the_bits_are_taken_apart_where_the_neighbours_work(memory_format):
     assert len(codes) == 2
     for code, operator in zip(codes, ("draw", "redraw"), strict=True):
         assert f"torch_dropblock.{operator}.default(" in code
-        (kernel_name,) = re.findall(r"^(\w+) = async_compile\.cpp_pybinding", code, re.MULTILINE)
-        assert "where" in kernel_name
+        kernels = re.findall(r"^(\w+) = async_compile\.cpp_pybinding", code, re.MULTILINE)
+        (kernel,) = (name for name in kernels if "randint" not in name)  # newer compilers have one for the key
+        assert "where" in kernel
 
 
 # --- a GPU -------------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def on(device: torch.device, table: Tensor) -> Tensor:
     """Return the table on a device, where it is copied once."""
     if table.device == device:
         return table
-    copies = _COPIES.setdefault(table, {})
+    copies: dict[torch.device, Tensor] = _COPIES.setdefault(table, {})  # type: ignore[no-untyped-call]
     if device not in copies:
         copies[device] = table.to(device, non_blocking=True)
     return copies[device]

@@ -1,7 +1,7 @@
 """Applying a mask of bits on a GPU, in Triton: the input is read once, the output is written once.
 
 Bit i of the mask, in words of 32 or 64 bits, is 1 if unit i is dropped; units are numbered plane by plane and row by
-row, whatever the strides of the tensors. docs/kernel.md says more; `triton_launch.py` launches.
+row, whatever the strides of the tensors. docs/kernel.md says more; `launch.py` launches.
 """
 # Triton reads the annotations of a kernel as they are, so there is no `from __future__ import annotations`.
 
