@@ -1,7 +1,6 @@
-"""The command `torch-dropblock`: read what was typed, ask the library, print or draw.
+"""The command `torch-dropblock`, with its subcommands demo, show and rate.
 
-What takes long to import, PyTorch, matplotlib and Pillow, is imported by the commands that use it: `--help` and
-`--version` do not wait for it.
+The subcommands import PyTorch, matplotlib and Pillow themselves, so that `--help` and `--version` start quickly.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-# PyTorch's generator on the CPU takes 32 bits of a seed
+# PyTorch's CPU generator uses 32 bits of a random seed
 Seed = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="The same seed draws the same picture again.")
 ]

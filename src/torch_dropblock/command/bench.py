@@ -1,4 +1,4 @@
-"""`torch-dropblock bench`: what the layer costs on this machine."""
+"""`torch-dropblock bench`: cost of the layer on this machine."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def bench(
                 measured = benchmark.measure(case, rounds)
             table.row(_cells(case, measured, names, on_cpu))
             rows += measured
-            if json_file:  # as they come: what a later case runs into leaves them there
+            if json_file:  # after each case, so that a later error loses no rows
                 json_file.write_text(json.dumps(benchmark.as_json(rows), indent=1) + "\n")
     console.print()
     _print_notes(console, rows, on_cpu)
@@ -103,7 +103,7 @@ def bench(
 
 
 def _columns(wanted: Sequence[Case], names: Sequence[str], on_cpu: bool) -> tuple[list[str], list[int]]:
-    """Headers, and widths with room for what cells may hold; with torchvision and timm they fit in 80 columns."""
+    """Return headers and column widths; with torchvision and timm they fit into 80 columns."""
     from ..bench.measure import OURS, PRODUCT, PYTHON
 
     short = {OURS: "ours", PYTHON: "in Python", "nn.Dropout": "Dropout"}

@@ -1,6 +1,6 @@
-"""`torch-dropblock compare`: which regulariser wins, on real images.
+"""`torch-dropblock compare`: a comparison of regularisers on real images.
 
-What takes long to import, such as PyTorch and Lightning, is imported when the command runs: `--help` does not wait.
+PyTorch and Lightning are imported when the command runs, so that `--help` starts quickly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROWS = (
 )
 
 
-# of a row in the table, without and with top-5, so that the paper's have room in 80 columns
+# width of a row's name without and with top-5; the paper's rows then fit into 80 columns
 NAME_WIDTHS = (16, 12)
 
 
@@ -204,7 +204,7 @@ def compare(
         progress.expect(len(work.runs), len(work.unfinished), work.steps_of_a_run)
         try:
             tiny = settings.data == "digits" and settings.model == networks.SMALL
-            # 8×8 pixels give a second thread little to do but to wait, and for long where the machine has other work
+            # with 8×8 pixels a second thread mostly waits, and for long on a busy machine
             with stop.listening(), one_thread() if tiny else nullcontext():
                 work.run()
             stopped = False
@@ -241,6 +241,6 @@ def _print_table(console: Console, lines: list[Line], title: str) -> None:
         name, *values = report.cells(line, with_top5)
         rows.append([report.wrapped(name, NAME_WIDTHS[with_top5]), *values])
     console.print(Text(title, style="bold"))
-    header = [name.replace("/", " / ") for name in report.header(lines)]  # which breaks where there is little room
+    header = [name.replace("/", " / ") for name in report.header(lines)]  # lets the header wrap in a narrow terminal
     print_table(console, header, rows)
     console.print(report.NOTE + "\n")

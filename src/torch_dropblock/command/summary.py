@@ -1,4 +1,4 @@
-"""`torch-dropblock summary`: where the layers of a network are, and what they drop."""
+"""`torch-dropblock summary`: the layers of a network, and what they drop."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rich.text import Text
 from . import named_models
 from .terminal import BlockSize, KeepProb, new_console, one_of, parsed_keep_prob, parsed_size
 
-# in how many steps --progress is told
+# resolution of --progress
 STEPS = 10**6
-# `schedule.CURVES`, which `--help` does not wait for
+# the names in `schedule.CURVES`, repeated so that `--help` need not import PyTorch
 CURVES = ("linear", "cosine", "constant", "step")
 
 
@@ -69,7 +69,7 @@ def summary(
         dims = len(block) if isinstance(block, list) else len(shape) - 2
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            warnings.simplefilter("ignore", maps.DoubtfulSiteWarning)  # the table tells more of it
+            warnings.simplefilter("ignore", maps.DoubtfulSiteWarning)  # the table shows it in more detail
             insert_dropblock(network, where, block_size=block, keep_prob=keep, dims=dims, rate=kind)
         if caught:
             raise ValueError(caught[0].message)
