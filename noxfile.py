@@ -41,7 +41,7 @@ def newest(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation with warnings as errors, and test it, in a browser if there is one; Python 3.11 or later."""
+    """Build the documentation strictly and test it, in a browser if there is one; Python 3.11 or later."""
     session.install("-e", ".[docs,test]")
     session.run("python", "website/build.py")
     session.run("python", "-m", "pytest", "tests/repository/test_website.py", "tests/repository/test_examples.py")
