@@ -20,13 +20,14 @@ CERTIFICATES = {"SSL_CERT_FILE", "SSL_CERT_DIR"}
 
 def playground(
     port: Annotated[
-        int | None, typer.Option(metavar="P", help="Where to serve it.", show_default="7860, or the next free one")
+        int | None,
+        typer.Option(metavar="P", help="Port to serve the page on.", show_default="7860, or the next free one"),
     ] = None,
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Show the page in the browser.")] = True,
 ) -> None:
     """Try the settings on a picture, your own or the built-in one, in the browser.
 
-    The page is served to this machine alone and asks for nothing outside of it. Ctrl-C ends it.
+    Only this machine can open the page, which loads nothing from elsewhere. Ctrl-C ends the server.
 
     [bold]Examples[/]
 

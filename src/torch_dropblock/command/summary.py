@@ -24,22 +24,23 @@ def summary(
     ] = "1x3x224x224",
     where: Annotated[
         list[str] | None,
-        typer.Option("--where", "-w", metavar="GLOB", help="Insert layers after the modules so named; repeatable."),
+        typer.Option("--where", "-w", metavar="GLOB", help="Insert layers after modules of these names; repeatable."),
     ] = None,
     block_size: BlockSize = "7",
     keep_prob: KeepProb = "0.9",
     rate: Annotated[
-        str, typer.Option(metavar="exact|paper", help="exact drops what is asked; paper uses the paper's formula.")
+        str,
+        typer.Option(metavar="exact|paper", help="exact drops the requested share; paper uses the paper's formula."),
     ] = "exact",
     progress: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, metavar="P", help="How much of the training is over, for a schedule."),
+        typer.Option(min=0.0, max=1.0, metavar="P", help="Share of the training that is over, for a schedule."),
     ] = None,
     curve: Annotated[str, typer.Option(metavar="|".join(CURVES), help="The curve of that schedule.")] = "linear",
 ) -> None:
-    """Say where the DropBlock layers of a network are, at which sizes, and what each drops.
+    """List the DropBlock layers of a network, their sizes, and what each drops.
 
-    Layers are inserted as --where says or, in a ResNet that has none, where the paper has them.
+    Layers are inserted after the modules of --where or, in a ResNet without layers, at the paper's sites.
 
     [bold]Examples[/]
 

@@ -170,7 +170,7 @@ def writable(path: Path, image: Path | None = None) -> Path:
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to write {path.name} into")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, it cannot be written as a picture")
+        raise ValueError(f"{path} is a folder; name a file for the picture")
     if image and path.exists() and image.exists() and path.samefile(image):
-        raise ValueError(f"{path} is the picture to read, it would be overwritten")
+        raise ValueError(f"{path} is the picture to read and would be overwritten; name another file")
     return path

@@ -152,7 +152,7 @@ class Study:
         with self.records.claimed(row, seed, PATIENCE if together else patience) as mine:
             if together and not mine:
                 raise ValueError(
-                    f"another command is at work in {self.records.path}, and this one has several processes: give it "
+                    f"another command uses {self.records.path}, and this one has several processes: give it "
                     "another --out"
                 )
             yield mine

@@ -111,7 +111,7 @@ def _controls(first: Settings) -> tuple[Controls, gr.Button]:
             METHODS,
             value=first.method,
             label="Method",
-            info="What goes at once: a block, a unit, or a whole channel.",
+            info="Drops blocks, single units, or whole channels.",
             elem_id="method",
         )
         square = gr.Checkbox(True, label="Square block", elem_id="square")
@@ -128,7 +128,7 @@ def _controls(first: Settings) -> tuple[Controls, gr.Button]:
         )  # fmt: skip
         rate = gr.Radio(
             checks.RATES, value=first.rate, label="γ", elem_id="rate",
-            info="exact drops what is asked; paper, where blocks overlap, somewhat less.",
+            info="exact drops the requested share; paper drops less if blocks overlap.",
         )  # fmt: skip
         share_channels = gr.Checkbox(
             first.share_channels, label="Shared channels", info="One mask for all three colours.", elem_id="share"
@@ -139,7 +139,7 @@ def _controls(first: Settings) -> tuple[Controls, gr.Button]:
             info="Units of the feature map along the longer side of the picture.",
         )  # fmt: skip
         seed = gr.Number(
-            first.seed, label="Seed", info="The same seed draws the same mask.", precision=0, elem_id="seed"
+            first.seed, label="Seed", info="Random seed; the same one draws the same mask.", precision=0, elem_id="seed"
         )
         again = gr.Button("Draw again", variant="primary", elem_id="again")
     with gr.Group():

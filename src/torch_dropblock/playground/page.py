@@ -70,7 +70,7 @@ def numbers(view: View) -> str:
         "Kept: scaled by": f"{view.scale:.3f}",
     }
     content = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in cells.items())
-    note = "± is the standard error. The layer scales what is kept; the picture shows it as it was."
+    note = "± is the standard error. The layer scales kept units; the picture shows them unscaled."
     if view.settings.method == "DropBlock" and view.block != view.settings.block_size:
         note = f"The block was clamped to {joined(view.block)}: it is larger than the map. {note}"
     return f'<dl>{content}</dl><p class="note">{note}</p>'

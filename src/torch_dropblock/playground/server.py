@@ -160,4 +160,4 @@ def _listening(port: int | None) -> Iterator[socket.socket]:
                 yield listener
                 return
     which = f"port {port}" if port is not None else f"the {PORTS_TRIED} ports from {FIRST_PORT} on"
-    raise ValueError(f"{which} cannot be had on {HOST}: {reason}; choose another with --port")
+    raise ValueError(f"{which} cannot be used on {HOST}: {reason}; choose another with --port")

@@ -31,7 +31,7 @@ class Sessions:
         if session not in self._streams and len(self._streams) >= MOST_SESSIONS:
             without_page = next((name for name, streams in self._streams.items() if not streams), None)
             if without_page is None:
-                raise Refused(503, f"{MOST_SESSIONS} pages are open, which is the most; close one and reload this one")
+                raise Refused(503, f"{MOST_SESSIONS} pages are open, the maximum; close one and reload this one")
             self._end(without_page)
         self._streams.setdefault(session, 0)
 

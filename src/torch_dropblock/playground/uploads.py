@@ -74,7 +74,7 @@ class Uploads:
         Raises:
             ValueError: there is no picture under that name, or the file was not a picture.
         """
-        read = self._unshown.pop(token, "the uploaded picture is not there any more; upload it again")
+        read = self._unshown.pop(token, "the uploaded picture is no longer there; upload it again")
         if isinstance(read, str):
             raise ValueError(read)  # noqa: TRY004 - the fault is in the file, not in a type
         return read
