@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --run 2 --minutes 8   # another run; it reports the cases that it had no time for
 
 It needs this repository (`PYTHONPATH=src` if the package is not installed), PyTorch 2.8 or later with CUDA and its
-Triton (for example Python 3.12, PyTorch 2.11 and Triton 3.6), and a C compiler for Triton's launchers. torchvision and
+Triton, and a C compiler for Triton's launchers: for example Python 3.12, PyTorch 2.11 and Triton 3.6. torchvision and
 timm are measured if they are installed. Rows are written after each case. A case that fails is reported, tried again
 without the peers, and then skipped.
 

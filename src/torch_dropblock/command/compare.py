@@ -224,7 +224,7 @@ def compare(
     results = [result for result in records.results() if result["row"] in asked and result["seed"] < seeds]
     unfinished = len(work.unfinished)
     if unfinished:
-        what_now = "the same command goes on with them" if stopped else "another command is at work on them"
+        what_now = "the same command resumes them" if stopped else "another command trains them"
         console.print(f"{unfinished} of {len(work.runs)} runs are not finished: {what_now}.")
     if results:
         lines, title = report.lines_of(results, asked), report.title_of(settings)

@@ -17,8 +17,8 @@ SMALL_IMAGE = 64
 class SmallResNet(nn.Module):
     """A ResNet of four blocks for small images, with torchvision's module names.
 
-    The maps of groups 3 and 4 have a half and a quarter of the image's side. On images of 32 pixels, a block of 7
-    therefore covers about as much as in ResNet-50 on 224 pixels, whose maps have sides of 14 and 7.
+    The maps of groups 3 and 4 have a half and a quarter of the image's side. On images of 32 pixels they
+    are 16 and 8, close to the 14 and 7 of ResNet-50 on 224 pixels, so a block of 7 covers a similar share.
 
     Args:
         classes: number of classes.
