@@ -217,9 +217,9 @@ def between_markers(text: str, content: str, name: str = "rates") -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Measure drop rates of DropBlock layers (10 %% requested).")
+    parser = argparse.ArgumentParser(description="Measure drop rates of DropBlock layers (10 % requested).")
     parser.add_argument("--planes", type=int, default=200_000, help="planes for each share, 2 or more (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of every cell (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of every cell (%(default)s)")
     parser.add_argument("--write", type=Path, metavar="FILE", help=f"replace what is between {BEGIN} and {END}")
     options = parser.parse_args(arguments)
     if options.planes < 2:
