@@ -1,6 +1,6 @@
-"""Compiles `native.c` into the wheel, or beside the source of an editable install, where there is a compiler for it.
+"""Compile `native.c` into the wheel, or beside the source of an editable install.
 
-Without one the package is built all the same, of Python alone. TORCH_DROPBLOCK_NATIVE=0 leaves the library out.
+Without a compiler the package is built from Python alone. TORCH_DROPBLOCK_NATIVE=0 leaves the library out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-# The last two let loops with comparisons be vectorised; contraction would round in other places than PyTorch does.
+# -ffp-contract=off: contraction would round in other places than PyTorch. The last two allow the compiler to vectorise
+# loops with comparisons.
 FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 
 
@@ -32,32 +33,32 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
             self.app.display_warning(f"without the native library: {missing}")
             return
         self.app.display_info("with the native library")
-        if version != "editable":  # which has it beside its source
+        if version != "editable":  # an editable install has it beside the source
             build_data["force_include"][str(library)] = "torch_dropblock/backends/_native.so"
         build_data["pure_python"] = False
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data["tag"] = f"py3-none-{platform}"  # it knows nothing of Python's version
+        build_data["tag"] = f"py3-none-{platform}"  # the library works with every version of Python
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         self.folder.cleanup()
 
 
 def why_not(source: Path, library: Path) -> str:
-    """Compile the library, or say why it cannot be done; nothing about a compiler ends the build."""
+    """Compile the library; return an empty string, or the reason for a failure, which does not end the build."""
     if os.environ.get("TORCH_DROPBLOCK_NATIVE") == "0":
         return "TORCH_DROPBLOCK_NATIVE is 0"
     if not sys.platform.startswith("linux"):
         return "it takes Linux, where PyTorch's threads are those of GCC's OpenMP library"
     wanted = os.environ.get("CC", "").strip() or "gcc"
     try:
-        compiler = [wanted] if shutil.which(wanted) else shlex.split(wanted)  # a path may have blanks in it
+        compiler = [wanted] if shutil.which(wanted) else shlex.split(wanted)  # a path may contain blanks
     except ValueError as error:
         return f"CC must be a command, got {wanted!r}: {error}"
     if not compiler or shutil.which(compiler[0]) is None:
         return f"it takes a C compiler, and {wanted!r} is no program on the path; install gcc, or name another in CC"
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder, "native.o")
-        # in two steps: -fopenmp at the second one would add a second OpenMP library to that of PyTorch
+        # in two steps: linking with -fopenmp would add a second OpenMP library beside PyTorch's
         for made, options in ((compiled, [*FLAGS, "-c", str(source)]), (library, ["-shared", str(compiled)])):
             failed = _failure([*compiler, *options, "-o", str(made)], made)
             if failed:
@@ -67,8 +68,8 @@ def why_not(source: Path, library: Path) -> str:
 
 
 def _failure(command: list[str], made: Path) -> str:
-    """Run a command that is to make a file; what went wrong, if anything did."""
-    plain = {**os.environ, "LC_ALL": "C"}  # messages in ASCII, from a compiler that cares
+    """Run a command that makes a file; return an empty string, or the error."""
+    plain = {**os.environ, "LC_ALL": "C"}  # compiler messages in ASCII
     try:
         done = subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="backslashreplace", env=plain, check=False

@@ -1,10 +1,10 @@
 """One key, one mask: digests of the masks of 20 cases, for every backend on this machine, eager and compiled.
 
-    python benchmarks/digests.py                                    # say whether all are equal
-    python benchmarks/digests.py --write docs/reproducibility.md    # and put the digests between the markers there
+    python benchmarks/digests.py                                    # compare the digests
+    python benchmarks/digests.py --write docs/reproducibility.md    # also write them between the markers in that file
 
-Without a CUDA device the Triton backend runs in Triton's interpreter, in a process of its own. Compiled code is that of
-`aot_eager`: the operators draw the masks, and the code that Inductor would make around them does not change them.
+Without a CUDA device the Triton backend runs in Triton's interpreter, in a separate process. Compiled cases
+use `aot_eager`: operators draw the masks, and the code that Inductor would generate around them does not change them.
 The exit code is 1 if any digest differs.
 """
 
@@ -92,12 +92,12 @@ CASES = (
 
 
 def digest(mask: Tensor) -> str:
-    """The first 16 hexadecimal digits of SHA-256 of a mask, one byte a unit."""
+    """Return the first 16 hexadecimal digits of SHA-256 of a mask, one byte per unit."""
     return sha256(bytes(mask.flatten().to(torch.uint8).tolist())).hexdigest()[:16]
 
 
 def digests_of(backend: str) -> dict[str, list[str]]:
-    """The digests of all cases in this process: eager, and compiled."""
+    """Compute the digests of all cases in this process, eager and compiled."""
     device = torch.device("cuda" if backend == "triton" and torch.cuda.is_available() else "cpu")
     with use_backend(backend):
         return {
@@ -107,7 +107,7 @@ def digests_of(backend: str) -> dict[str, list[str]]:
 
 
 def interpreted_digests() -> dict[str, list[str]]:
-    """Those of Triton, in a process in which its interpreter takes the place of a GPU."""
+    """Compute the digests of Triton in a process that uses its interpreter instead of a GPU."""
     command = [sys.executable, "-W", "ignore", __file__, "--json", "--backend", "triton"]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
@@ -123,7 +123,7 @@ def measured(backend: str) -> dict[str, list[str]]:
 
 
 def available() -> list[str]:
-    """The backends that this machine has."""
+    """Return the backends available on this machine."""
     missing = {"native": native.LIBRARY is None, "triton": find_spec("triton") is None}
     return [backend for backend in BACKENDS if not missing.get(backend, False)]
 
@@ -135,7 +135,7 @@ def table(digests: Sequence[str]) -> str:
 
 
 def differences(ways: dict[str, list[str]]) -> list[str]:
-    """A line for each digest that is not that of the first way."""
+    """Return a line for each digest that differs from that of the first way."""
     first, *others = ways
     return [
         f"{way}: {' '.join(case.cells())}: {mine}, and {expected} for {first}"

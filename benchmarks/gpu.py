@@ -1,17 +1,17 @@
-"""Everything that is measured on a GPU, in under eight minutes, most important first: `python benchmarks/gpu.py`.
+"""All GPU benchmarks in under eight minutes, the most important first: `python benchmarks/gpu.py`.
 
     python benchmarks/gpu.py                       # rows to benchmarks/results/{layer,resnet50}-gpu-1.json
-    python benchmarks/gpu.py --run 2 --minutes 8   # another run; what does not fit into the time is left out, and said
+    python benchmarks/gpu.py --run 2 --minutes 8   # another run; it reports the cases that it had no time for
 
-It needs this repository (`PYTHONPATH=src` where the package is not installed), PyTorch 2.8 or later with CUDA and its
-Triton, as Python 3.12 with PyTorch 2.11 and Triton 3.6, and a C compiler for Triton's launchers; torchvision and timm
-are measured too where they are installed. Rows are written after each case; what fails is said, tried again without
-the peers, and passed over.
+It needs this repository (`PYTHONPATH=src` if the package is not installed), PyTorch 2.8 or later with CUDA and its
+Triton, and a C compiler for Triton's launchers: for example Python 3.12, PyTorch 2.11 and Triton 3.6. torchvision and
+timm are measured if they are installed. Rows are written after each case. A case that fails is reported, tried again
+without the peers, and then skipped.
 
-The layer: forward and backward, by the device's own clock, as a multiple of `x * c` on the same tensor, for tensors of
-256 MB and more; with the bandwidth that was reached and the bytes that were saved for the backward pass. ResNet-50:
-a training step under bfloat16 autocast with channels last and layers at the paper's 36 sites. Every row says on what
-device and with which versions. `tests/test_triton_*.py` are its tests there.
+Layer: forward and backward by the device's clock, as a multiple of `x * c` on the same tensor of 256 MB or more; with
+the bandwidth and the bytes saved for the backward pass. ResNet-50: a training step under bfloat16 autocast with
+channels last and layers at the paper's 36 sites. Every row names its device and versions.
+The tests for a GPU are in tests/backends/triton.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from torch_dropblock.bench.measure import OURS, PRODUCT, Case
 
 RESULTS = Path(__file__).parent / "results"
 Rows = list[dict[str, Any]]
-# the targets of the design, as multiples of x * c, as shares of a step, and in bytes a call
+# targets: a multiple of x * c, shares of a step (eager, compiled), and bytes per call
 LAYER, EAGER_STEP, COMPILED_STEP, SAVED = 1.1, 0.025, 0.01, 64
 OVER = "   over the target"
 
 
 @dataclass
 class Job:
-    """Something to measure; `names` of `measure` are the contenders, or None for all."""
+    """A measurement; `measure` takes the names of the contenders, or None for all."""
 
     kind: str
     name: str
@@ -52,7 +52,7 @@ class Job:
 
 
 def cases(device: str) -> list[Case]:
-    """What tells most first: each kind once, then the first of them compiled, then the other shapes."""
+    """Return the cases by importance: each kind once, then compiled, then the other shapes."""
     kinds = (("bfloat16", "contiguous"), ("float32", "contiguous"), ("bfloat16", "channels_last"))
     first, *others = bench.GPU_SHAPES
     eager = [Case(shape, *kind, device=device) for shape in (first, *others) for kind in kinds]
@@ -87,7 +87,7 @@ def jobs(device: str, rounds: int, batch: int, side: int = 224) -> list[Job]:
 
     def of_network(compiled: bool) -> Job:
         name, seconds = ("ResNet-50, compiled", 150) if compiled else ("ResNet-50, eager", 40)
-        # compiling torchvision's layer takes a minute, and is no target: last, and only if all else is done
+        # compiling torchvision's layer takes a minute and is not a target: last, and only if all else is done
         names = [PLAIN, PRODUCT, OURS] if compiled else None
         return Job(
             "resnet50",
@@ -114,7 +114,7 @@ def jobs(device: str, rounds: int, batch: int, side: int = 224) -> list[Job]:
 
 
 def run(todo: Sequence[Job], seconds: float, results: Path, number: int) -> dict[str, Rows]:
-    """Measure one after the other, and write after each, so that nothing is lost with what comes after it."""
+    """Run the jobs in order, and write after each, so that a later failure loses nothing."""
     start = time.monotonic()
     found: dict[str, Rows] = {}
     for job in todo:
@@ -127,7 +127,7 @@ def run(todo: Sequence[Job], seconds: float, results: Path, number: int) -> dict
                 break
             try:
                 rows = job.measure(names)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the other figures are wanted
+            except Exception as error:  # noqa: BLE001 - no error may stop the other jobs
                 print(f"failed: {job.name}: {type(error).__name__}: {str(error)[:2000]}", flush=True)
                 torch.compiler.reset()
             else:

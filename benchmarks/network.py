@@ -1,4 +1,4 @@
-"""ResNet-50 in PyTorch alone, for machines without torchvision, whose names of modules it has (version 1.5)."""
+"""ResNet-50 (version 1.5) in PyTorch alone, with torchvision's module names, for machines without torchvision."""
 
 from __future__ import annotations
 

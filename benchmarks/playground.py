@@ -1,9 +1,9 @@
-"""The playground in a browser: its picture in the README, and how soon a change shows.
+"""The playground in a browser: its picture in the README, and the latency of a change.
 
     python benchmarks/playground.py screenshot docs/images/playground.png
     python benchmarks/playground.py time
 
-Both need the extra `test` and a Chromium that is installed; they start the playground on a free port and end it.
+Both need the extra `test` and an installed Chromium; they start the playground on a free port and end it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from torch_dropblock.bench.measure import processor
 
 WIDTH, HEIGHT = 1440, 900
 COLOURS = 256
-CHANGES = 30  # of each control
+CHANGES = 30  # per control
 
-# from the change of a slider to the second frame after the new picture has been decoded: it is on the screen then
+# ms from the change of a slider to the second frame after the new picture is decoded, when it is visible
 TIMED = """([control, value]) => new Promise(done => {
     const slider = document.querySelector(`#${control} input[type=range]`)
     const source = () => document.querySelector("#mask img")?.src
@@ -68,7 +68,7 @@ def opened() -> Iterator[Page]:
 
 def screenshot(page: Page, out: Path) -> None:
     image = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
-    # the photograph takes most of the file: in few colours it is a third of its size
+    # the photograph dominates the file; few colours make it a third of the size
     image.quantize(COLOURS, kmeans=2, dither=Image.Dither.NONE).save(out, optimize=True)
     print(f"{out}: {out.stat().st_size / 1024:.0f} KB")
 
@@ -79,7 +79,7 @@ def time(page: Page) -> None:
         "keep-prob": [f"{0.2 + 0.02 * at:.2f}" for at in range(CHANGES)],
         "map": [str(30 + 3 * at) for at in range(CHANGES)],
     }
-    page.evaluate(TIMED, ["height", "2"])  # the first change of a page takes longer
+    page.evaluate(TIMED, ["height", "2"])  # warm-up: the first change takes longer
     for control, values in moves.items():
         took = []
         for value in values:

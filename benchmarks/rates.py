@@ -1,11 +1,11 @@
-"""Asked against measured: what share of the units a DropBlock layer drops when a tenth is asked.
+"""Measured drop rates of DropBlock layers (10 % requested).
 
     python benchmarks/rates.py                      # print the table
-    python benchmarks/rates.py --write README.md    # and put it between the markers in that file
+    python benchmarks/rates.py --write README.md    # also write it between the markers in that file
 
 Each implementation gets feature maps of ones, so that a zero in its output is a dropped unit. The maps have one
-channel, because timm and dropblock draw one mask for all channels of a sample: so each plane is an independent
-draw for all of them, and the spread from plane to plane gives the standard error.
+channel, because timm and dropblock draw one mask for all channels of a sample. Each plane is then an independent
+draw, and the spread from plane to plane gives the standard error.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ CASES = (
 )
 
 
-# --- implementations, each asked to drop DROP_PROB of the units --------------------------------------------------
+# --- implementations, each with a drop rate of DROP_PROB ---------------------------------------------------------
 
 
 def ours(x: Tensor, block_size: int) -> Tensor:
@@ -71,13 +71,13 @@ def ours_paper(x: Tensor, block_size: int) -> Tensor:
 
 
 def theory_paper(case: Case) -> float:
-    """The share that equation 1 of the paper drops on average."""
+    """Return the expected share dropped with equation 1 of the paper."""
     gamma = seed_probability(case.size, case.block, KEEP_PROB, "paper")
     return 1 - expected_keep_rate(case.size, case.block, gamma)
 
 
 def torchvision(x: Tensor, block_size: int) -> Tensor:
-    """`p` is the share dropped."""
+    """Call torchvision's layer; its `p` is the share dropped."""
     from torchvision.ops import DropBlock2d
 
     output: Tensor = DropBlock2d(p=DROP_PROB, block_size=block_size)(x)
@@ -99,7 +99,7 @@ def dropblock(x: Tensor, block_size: int) -> Tensor:
 
 
 def article(x: Tensor, block_size: int) -> Tensor:
-    """The layer of "A better Dropout! Implementing DropBlock in PyTorch".
+    """Call the layer of "A better Dropout! Implementing DropBlock in PyTorch".
 
     γ is equation 1 for a square map as wide as this one, and a seed, the centre of a block, may lie anywhere.
     """
@@ -111,13 +111,13 @@ def article(x: Tensor, block_size: int) -> Tensor:
 
 
 OURS: dict[str, Drop] = {"torch-dropblock": ours, 'torch-dropblock, `rate="paper"`': ours_paper}
-# by the name of the distribution, which is that of the module too
+# by the name of the distribution and the module
 PEERS: dict[str, Drop] = {"torchvision": torchvision, "timm": timm, "dropblock": dropblock}
 ARTICLE: dict[str, Drop] = {"the article's code": article}
 
 
 def peer_versions() -> dict[str, str]:
-    """The version of each peer that is installed."""
+    """Return the version of each installed peer."""
     return {peer: metadata.version(peer) for peer in PEERS if find_spec(peer)}
 
 
@@ -125,7 +125,7 @@ def peer_versions() -> dict[str, str]:
 
 
 def share_dropped(drop: Drop, case: Case, planes: int) -> tuple[float, float]:
-    """The share of units dropped and its standard error, over independent planes."""
+    """Measure the share of units dropped and its standard error, over independent planes."""
     shares = []
     for first in range(0, planes, PLANES_AT_ONCE):
         x = torch.ones(min(PLANES_AT_ONCE, planes - first), 1, *case.size)
@@ -138,28 +138,28 @@ def share_dropped(drop: Drop, case: Case, planes: int) -> tuple[float, float]:
 
 
 def float16_mean(drop: Drop) -> str:
-    """The mean of the output for ones, which should be 1, and its dtype if that is not the input's."""
+    """Return the mean of the output for ones, which should be 1, and its dtype if it differs from the input's."""
     y = drop(torch.ones(FLOAT16_SHAPE, dtype=torch.float16), FLOAT16_BLOCK)
     changed = "" if y.dtype == torch.float16 else f", in {str(y.dtype).removeprefix('torch.')}"
     return number("{:.3f}", y.double().mean().item()) + changed
 
 
 def outcome(measure: Callable[[Drop], str], drop: Drop, seed: int) -> str:
-    """What a cell says: the measure, or the error by which the implementation refuses or fails.
+    """Return the content of a cell: the measure, or the error that the implementation raises.
 
-    Every cell starts from the same seed, so that none depends on which peers are installed.
+    Every cell starts from the same random seed, so that none depends on the installed peers.
     """
     torch.manual_seed(seed)
     try:
         return measure(drop)
     except (TypeError, ValueError) as error:
         return f"refuses: {type(error).__name__}"
-    except Exception as error:  # noqa: BLE001 - whatever an implementation ends in is its result
+    except Exception as error:  # noqa: BLE001 - any error is a result
         return f"fails: {type(error).__name__}"
 
 
 def rates(planes: int, seed: int) -> str:
-    """The table, and below it how it was made."""
+    """Return the table, and below it how it was made."""
     versions = peer_versions()
     others = {peer: PEERS[peer] for peer in versions} | ARTICLE
     errors = []
@@ -207,7 +207,7 @@ def times(sizes: Sequence[int]) -> str:
 
 
 def between_markers(text: str, content: str, name: str = "rates") -> str:
-    """`text` with `content` in place of what stood between the markers of this name."""
+    """Replace the part of `text` between the markers of this name by `content`."""
     first, last = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     before, begin, rest = text.partition(first)
     _, end, after = rest.partition(last)
@@ -217,9 +217,9 @@ def between_markers(text: str, content: str, name: str = "rates") -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="What share of the units is dropped when a tenth is asked.")
+    parser = argparse.ArgumentParser(description="Measure drop rates of DropBlock layers (10 % requested).")
     parser.add_argument("--planes", type=int, default=200_000, help="planes for each share, 2 or more (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of every cell (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of every cell (%(default)s)")
     parser.add_argument("--write", type=Path, metavar="FILE", help=f"replace what is between {BEGIN} and {END}")
     options = parser.parse_args(arguments)
     if options.planes < 2:

@@ -1,16 +1,16 @@
-"""What DropBlock adds to a training step of ResNet-50 with layers at the paper's 36 sites.
+"""Overhead of DropBlock in a training step of ResNet-50 with layers at the paper's 36 sites.
 
     python benchmarks/resnet50_step.py                       # 21 rounds on the CPU
     python benchmarks/resnet50_step.py --device cuda --batch 256 --bfloat16 --compile
     python benchmarks/resnet50_step.py --json rows.json
 
 One step is a forward pass, a backward pass and an update by SGD with momentum; in float32, or with `--bfloat16` under
-autocast with channels last. The networks take turns, each round from another one on; what is added is the median over
-rounds of the difference from the plain network within a round, as a share of the plain network's step.
+autocast with channels last. The networks take turns, and each round starts with the next one. The overhead is the
+median over rounds of the difference from the plain network within a round, as a share of the plain network's step.
 
 The sites are those of the official code in groups 3 and 4: after the batch norm of every convolution and on every
-shortcut, with the strength of group 3 a quarter of that of group 4. Ours are inserted by `insert_dropblock_resnet` or,
-where torchvision is not installed and the network is that of `network.py`, at the same sites by `insert_dropblock`.
+shortcut, with a quarter of the strength in group 3. `insert_dropblock_resnet` inserts our layers. Without torchvision,
+`insert_dropblock` inserts them at the same sites of the network of `network.py`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Product(nn.Module):
         return input * 1.1
 
 
-# what makes a network of the plain one
+# modification of the plain network
 Change = Callable[[nn.Module], object]
 PEERS: dict[str, Callable[[float], nn.Module]] = {
     PRODUCT: lambda _: Product(),
@@ -54,7 +54,7 @@ if TorchvisionDropBlock:
 
 
 def changes(compiled: bool, device: str) -> dict[str, Change]:
-    """Every network that takes part, by name."""
+    """Return every contender by name."""
 
     def ours(inplace: bool = True) -> Change:
         def insert(network: nn.Module) -> None:
@@ -74,7 +74,7 @@ def changes(compiled: bool, device: str) -> dict[str, Change]:
 
 
 def put_layers(make: Callable[[float], nn.Module], network: nn.Module) -> None:
-    """Put a layer at each site of groups 3 and 4."""
+    """Insert a layer at each site of groups 3 and 4."""
     for _, blocks, keep_prob in groups(network):
         for block in blocks:
             for name in SITES:
@@ -83,7 +83,7 @@ def put_layers(make: Callable[[float], nn.Module], network: nn.Module) -> None:
 
 
 def groups(network: nn.Module) -> list[tuple[int, nn.Sequential, float]]:
-    """The groups with layers, each with its blocks and its keep_prob."""
+    """Return the groups with layers: number, blocks and keep_prob."""
     return [(g, network.get_submodule(f"layer{g}"), 1 - (1 - KEEP_PROB) / 4 ** (4 - g)) for g in (3, 4)]  # type: ignore[misc]
 
 
@@ -115,7 +115,7 @@ def measure(
     compiled: bool,
     names: Collection[str] | None = None,
 ) -> list[dict[str, object]]:
-    """A row for each network, or each of those in `names`."""
+    """Measure one row per network, or per network in `names`."""
     torch.manual_seed(0)
     images = torch.randn(batch, 3, side, side, device=device)
     labels = torch.randint(1000, (batch,), device=device)
@@ -154,7 +154,7 @@ def measure(
 
 
 def peak_bytes(step: Callable[[], None], device: str) -> int | None:
-    """The most memory that a step holds on a GPU; all networks lie there too, so differences are what tells."""
+    """Return the peak GPU memory of a step; it includes all networks, so only differences are meaningful."""
     if torch.device(device).type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)

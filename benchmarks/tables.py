@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, docs/compare.md and README.md, from committed rows.
+"""Write the tables of docs/performance.md, docs/compare.md and README.md from committed rows.
 
     torch-dropblock bench --json benchmarks/results/layer-cpu-1.json
     python benchmarks/resnet50_step.py --json benchmarks/results/resnet50-cpu-1.json
@@ -6,10 +6,10 @@
     python benchmarks/resnet50_step.py --json benchmarks/results/resnet50-kept-memory-cpu-1.json
     python benchmarks/tables.py
 
-The table of docs/compare.md comes from a folder in results, which `torch-dropblock compare` has filled; its
-settings.json and results.jsonl say how.
+The table of docs/compare.md comes from a folder in results that `torch-dropblock compare` wrote; its settings.json and
+results.jsonl record how.
 
-Runs of one kind are numbered. A cell is the median over runs, with the smallest and the largest of them.
+Runs of one kind are numbered. A cell is the median over runs, with their minimum and maximum.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from rates import between_markers
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-# A GPU takes the same time each round; one whose rounds spread over more of the median has waited for the host.
+# A GPU takes the same time each round; if the spread exceeds this share of the median, it waited for the host.
 LATE = 0.05
 Row = dict[str, Any]
 
 
 def rows_of(kind: str) -> list[Row]:
-    """Every row of every run of a kind."""
+    """Return every row of every run of a kind."""
     files = sorted((HERE / "results").glob(f"{kind}-*.json"))
     return [row for file in files for row in json.loads(file.read_text())]
 
@@ -50,7 +50,7 @@ def machine(row: Row) -> str:
 
 
 def layer_table(rows: list[Row], form: str = ".1f", marks: bool = False) -> str:
-    """One line a case; with `marks`, those that the host was too late for have one."""
+    """Format one line per case; `marks` marks those in which the GPU waited for the host."""
     names = list(dict.fromkeys(row["contender"] for row in rows))
     lines = [
         f"| {' | '.join(['', 'x * c, ms', *names[1:]])} |",
@@ -85,7 +85,7 @@ def step_table(rows: list[Row]) -> str:
 
 
 def summary_table(rows: list[Row]) -> str:
-    """For each kind of case the median over its shapes and over runs."""
+    """Format the median over shapes and runs for each kind of case."""
     names = list(dict.fromkeys(row["contender"] for row in rows))
     lines = [f"| {' | '.join(['as a multiple of x * c', *names[1:]])} |", f"| {' | '.join(['---'] * len(names))} |"]
     for mode, dtype, layout in dict.fromkeys((row["mode"], row["dtype"], row["layout"]) for row in rows):
@@ -97,7 +97,7 @@ def summary_table(rows: list[Row]) -> str:
 
 
 def gpu_tables() -> str:
-    """What `benchmarks/gpu.py` measured."""
+    """Format the results of `benchmarks/gpu.py`."""
     layers, steps = rows_of("layer-gpu"), rows_of("resnet50-gpu")
     parts = [layer_table(layers, ".2f", marks=True), f"{machine(layers[0])}; {layers[0]['rounds']} rounds a run."]
     for compiled in (False, True):
@@ -109,7 +109,7 @@ def gpu_tables() -> str:
 
 
 def comparison(folder: Path) -> str:
-    """The table of a study, and its plots, which go where the documentation finds them."""
+    """Format the table of a study, and copy its plots into the documentation."""
     pictures = {"accuracy": "Top-1 of each run and the mean of each row", "curves": "Top-1 by epoch, a panel a row"}
     parts = [(folder / "table.md").read_text(encoding="utf-8").strip()]
     for name, what in pictures.items():

@@ -1,4 +1,4 @@
-"""What all tests share: a fixed state of randomness, and z tests."""
+"""Fixtures for all tests: a fixed random seed, z tests, and saved figures."""
 
 import math
 import os
@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-# a busy machine is no failure, and continuous integration tries the same examples each time
+# deadline: a busy machine is no failure. derandomize: continuous integration runs the same examples each time.
 settings.register_profile("here", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("here")
 
@@ -19,7 +19,7 @@ def _seeded():
 
 @pytest.fixture
 def z_score():
-    """How many standard errors the mean of independent `samples` is from `expected`."""
+    """Distance of the mean of independent `samples` from `expected`, in standard errors."""
 
     def z(samples, expected):
         samples = samples.double().flatten()
@@ -34,8 +34,8 @@ def z_score():
 
 @pytest.fixture
 def saved(monkeypatch):
-    """The figures that are saved, in order."""
-    import matplotlib.figure  # here, so that the tests of the layer need no more than it does
+    """Figures that were saved, in order."""
+    import matplotlib.figure  # here, so that the tests of the layer do not need matplotlib
 
     figures = []
     savefig = matplotlib.figure.Figure.savefig

@@ -1,11 +1,11 @@
-"""Build the documentation into site/, where any warning is an error, and check what was built.
+"""Build the documentation into site/, with warnings as errors, and check the result.
 
     pip install -e ".[docs]"
     python website/build.py           # then open site/index.html in a browser
-    python website/figures.py         # draws the figures anew, which are committed in docs/images
+    python website/figures.py         # redraw the figures, which are committed in docs/images
 
-What is built is read from the file system, with no network. So every link has to lead to a file and an anchor that is
-there, and no page may take a script, style, font or image from anywhere else.
+The site must work from the file system, without a network. Every link therefore has to lead to an existing file and
+anchor, and no page may load a script, style, font or image from elsewhere.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "site"
-# what a browser fetches by itself, by tag
+# attributes that a browser fetches by itself, by tag
 FETCHED = {
     "script": ("src",),
     "link": ("href",),
@@ -39,7 +39,7 @@ NOT_FETCHED = {"canonical", "prev", "next", "alternate"}  # links of a page to o
 
 
 class Page(HTMLParser):
-    """The anchors of a page, what it links to, what it fetches, and its style."""
+    """The anchors, links, fetched addresses and styles of a page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -74,8 +74,8 @@ class Page(HTMLParser):
 
 
 def problems(site: Path) -> Iterator[str]:
-    """What is wrong with a built site, a line each."""
-    # the page for a missing page is shown at any address, so its links begin at the root of a server
+    """Yield a line for each fault of a built site."""
+    # 404.html is served at any address, so its links begin at the root of a server
     pages = {path: Page(path) for path in sorted(site.rglob("*.html")) if path.name != "404.html"}
     if not pages:
         yield f"there is no page in {site}"
@@ -115,7 +115,7 @@ def resource_problems(address: str, path: Path) -> Iterator[str]:
 def build() -> None:
     from zensical.main import cli
 
-    sys.path.insert(0, str(Path(__file__).parent))  # where the extension for formulas is
+    sys.path.insert(0, str(Path(__file__).parent))  # for the extension mathml
     os.chdir(ROOT)
     shutil.rmtree(SITE, ignore_errors=True)
     cli(["build", "--strict", "--clean"], standalone_mode=False)

@@ -33,7 +33,7 @@ SHARES = [i / 200 for i in range(201)]
 
 
 def panels(count: int, width: float, height: float, *, left: float = 0.7, bottom: float = 0.6) -> list[Axes]:
-    """Axes side by side, each `width` by `height` inches, with room for a caption, an axis label and its ticks."""
+    """Make axes side by side, each `width` by `height` inches, with room for a caption, an axis label and ticks."""
     gap, head = 0.25, 0.65
     size = (count * (left + width + gap), head + height + bottom)
     figure = Figure(figsize=size)
@@ -51,7 +51,7 @@ def page_of(axes: Axes) -> Figure:
 
 
 def draw_units(axes: Axes, values: Tensor, colors: Sequence[str]) -> Axes:
-    """Units of a map of shape (H, W), coloured by their value."""
+    """Draw the units of a map of shape (H, W), coloured by value."""
     height, width = values.shape
     axes.pcolormesh(values.numpy(), cmap=ListedColormap(colors), vmin=0, vmax=len(colors) - 1, edgecolors="white")
     axes.set(aspect="equal", xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
@@ -60,7 +60,7 @@ def draw_units(axes: Axes, values: Tensor, colors: Sequence[str]) -> Axes:
 
 
 def algorithm(seed: int) -> Figure:
-    """Seeds in the valid region, the blocks they grow into, and what is left of a map after normalisation."""
+    """Draw seeds in the valid region, their blocks, and the map after normalisation."""
     side, block = 14, 5
     valid = side - block + 1
     gamma = seed_probability((side, side), block, 0.75)
@@ -94,7 +94,7 @@ def drops(keep_prob: float, rate: Rate) -> float:
 
 
 def asked_and_dropped() -> Figure:
-    """The share that is dropped against the share asked for, and γ, for both rates."""
+    """Plot the share dropped against the requested share, and γ, for both rates."""
     left, right = panels(2, 2.7, 2.7)
     lines: tuple[tuple[Rate, str, str], ...] = (("exact", "exact γ", INK), ("paper", "γ of equation 1", ACCENT))
     for rate, name, color in lines:
@@ -116,7 +116,7 @@ def asked_and_dropped() -> Figure:
 
 
 def gaps(seed: int) -> Figure:
-    """Exponential gaps laid on a line, each rounded up to a position: the seeds of a sequence of units."""
+    """Draw exponential gaps on a line, each rounded up to a position: the seeds of a sequence of units."""
     gamma, units = 0.12, 40
     generator = torch.Generator().manual_seed(seed + 1)
     mean = -1 / torch.log1p(torch.tensor(-gamma)).item()
@@ -147,7 +147,7 @@ def gaps(seed: int) -> Figure:
 
 
 def from_dropout_to_whole_planes() -> Figure:
-    """How the blocks of a plane are spread, from Dropout (block 1) to whole planes (block 28), with the same share."""
+    """Plot the spread of blocks over a plane, from Dropout (block 1) to whole planes (block 28), at one drop rate."""
     blocks = range(1, SIZE[0] + 1)
     gammas = [seed_probability(SIZE, b, 0.9) for b in blocks]
     seeds = [g * (SIZE[0] - b + 1) ** 2 for g, b in zip(gammas, blocks, strict=True)]
@@ -166,7 +166,7 @@ def from_dropout_to_whole_planes() -> Figure:
 
 
 def curves() -> Figure:
-    """keep_prob over the training, for each curve of the schedule."""
+    """Plot keep_prob over the training for each curve of the schedule."""
     (axes,) = panels(1, 5.4, 2.4, left=0.95)
     styles = ((INK, "-"), (ACCENT, "-"), (MUTED, "--"), ("#6b8fb5", "-."))
     for (name, curve), (color, line) in zip(CURVES.items(), styles, strict=True):
@@ -181,7 +181,7 @@ def curves() -> Figure:
 
 
 def pages(seed: int) -> dict[str, Figure]:
-    """Every figure by file name; to be called, and saved, inside `figures.house_style()`."""
+    """Draw every figure by file name; call this and save them inside `figures.house_style()`."""
     return Demo(seed).pages() | {
         "algorithm.png": algorithm(seed),
         "asked-and-dropped.png": asked_and_dropped(),
@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     with figures.house_style():
         for name, page in pages(options.seed).items():
-            # the version of matplotlib would make another file of the same picture
+            # without matplotlib's version, so that the same picture gives the same file
             page.savefig(options.out / name, metadata={"Software": None})
             print(options.out / name)
 

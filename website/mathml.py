@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw themselves: no script, no font, nothing to fetch.
+"""Formulas as MathML, which browsers draw without a script, a font or a download.
 
 A Python-Markdown extension: `$x$` in a line, and a paragraph that begins and ends with `$$`.
 """
@@ -27,14 +27,14 @@ class Display(BlockProcessor):
 
     def run(self, parent: ET.Element, blocks: list[str]) -> None:
         formula = convert(blocks.pop(0).strip().strip("$").strip(), display="block")
-        # one that is wider than a narrow page is scrolled by itself
+        # the frame scrolls a formula that is wider than the page
         frame = ET.SubElement(parent, "div", {"class": "formula"})
         frame.text = self.parser.md.htmlStash.store(formula)
 
 
 class MathML(Extension):
     def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
-        # below code spans (190), whose dollars are their own, and above everything that formats text
+        # below code spans (190), which may contain dollars, and above all patterns that format text
         md.inlinePatterns.register(Inline(r"(?<![\\$\w])\$([^\s$](?:[^$\n]*[^\s$])?)\$(?![\w$])", md), "mathml", 185)
         md.parser.blockprocessors.register(Display(md.parser), "mathml", 95)
 

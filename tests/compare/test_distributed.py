@@ -126,5 +126,5 @@ def test_two_processes_that_are_stopped_together_end(tmp_path, number, codes):
     ended = [finish(process) for process in started]
     assert tuple(code for code, _, _ in ended) == codes
     assert not any("Traceback" in err for _, _, err in ended)
-    assert "runs are not finished: the same command goes on with them." in ended[0][1]
+    assert "runs are not finished: the same command resumes them." in ended[0][1]
     assert (tmp_path / "table.md").exists()

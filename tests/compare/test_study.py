@@ -267,7 +267,7 @@ def test_an_interrupt_leaves_the_table_of_what_is_done(whole, tmp_path):
     code, out, err = finish(process)
     assert code == 130
     assert "Traceback" not in err
-    assert "runs are not finished: the same command goes on with them." in out
+    assert "runs are not finished: the same command resumes them." in out
     assert f"| {NAMES} |" in (path / "table.md").read_text()
     assert out.splitlines()[-3:] == [str(path / name) for name in ("table.md", "accuracy.png", "curves.png")]
 

@@ -1,10 +1,10 @@
-"""A request to an ASGI application, without a server."""
+"""Requests to an ASGI application, without a server."""
 
 import asyncio
 
 
 def ask(app, method, path, body=b"", port=7860, query=b"", **headers):
-    """The status, the headers and the body of the answer."""
+    """Send a request; return the status, the headers and the body of the response."""
     return asyncio.run(ask_soon(app, method, path, body, port, query, **headers))
 
 
@@ -36,6 +36,6 @@ async def ask_soon(app, method, path, body=b"", port=7860, query=b"", **headers)
 
 
 def form(content, name="cat.png", field="files"):
-    """A form with one file: its body, and its content type."""
+    """Return the body and the content type of a form with one file."""
     disposition = f'Content-Disposition: form-data; name="{field}"; filename="{name}"'
     return f"--x\r\n{disposition}\r\n\r\n".encode() + content + b"\r\n--x--\r\n", "multipart/form-data; boundary=x"

@@ -1,4 +1,4 @@
-"""Headless Chromium and a playground of its own process, for the tests that look at the page as a visitor does."""
+"""Headless Chromium, and a playground in a separate process, for tests of the page in a browser."""
 
 import base64
 import io
@@ -17,14 +17,14 @@ from PIL import Image
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPTIONS = [
     "--disable-gpu",
-    "--disable-background-networking",  # the browser's own calls, which are not the page's
+    "--disable-background-networking",  # no requests of the browser itself
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
-    # whatever the page asks for elsewhere fails, and with it the test, network or not
+    # requests to other hosts fail, and so does the test, even with a network
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
-# the command, in a process that tells of every connection and name that it asks for outside this machine
+# the command, in a process that reports every connection and name lookup outside this machine
 SERVER = """
 import sys
 
@@ -64,7 +64,7 @@ class Server:
         self.url = found and found[0]
 
     def interrupt(self, signal):
-        """End it: its exit code, and all that it said on the way."""
+        """End the server; return its exit code and its standard error."""
         self.process.send_signal(signal)
         code = self.process.wait(20)
         self.listener.join()
@@ -75,7 +75,7 @@ class Server:
 
 @contextmanager
 def chromium():
-    """A browser; where there is none the test is skipped."""
+    """Start a browser, or skip the test if none is installed."""
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright to drive a browser with")
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
@@ -87,7 +87,7 @@ def chromium():
 
 
 class Visitor:
-    """A browser's window with the page, and everything that went wrong in it."""
+    """A browser window with the page, and the list of its errors."""
 
     def __init__(self, browser, url, **options):
         self.context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
@@ -110,7 +110,7 @@ class Visitor:
             self.wrong.append(f"request to {request.url[:200]}")
 
     def _failed(self, request):
-        # streams that the page closes itself: of answers, once it has them all, and of heartbeats, when it is left
+        # the page closes these streams itself: answers when complete, heartbeats when the page is left
         stream = re.search("/gradio_api/(queue/data|heartbeat/)", request.url)
         if not (stream and request.failure == "net::ERR_ABORTED"):
             self.wrong.append(f"{request.failure} {request.url[:200]}")
@@ -119,7 +119,7 @@ class Visitor:
         self.context.close()
 
     def numbers(self):
-        """The table of numbers, by name."""
+        """Return the table of numbers, by name."""
         return dict(
             zip(
                 self.page.locator("#numbers dt").all_inner_texts(),
@@ -132,13 +132,13 @@ class Visitor:
         return self.page.locator(f"#{section} .note").inner_text().replace("\N{NO-BREAK SPACE}", " ")
 
     def picture(self, where):
-        """The pixels of the picture in this part of the page."""
+        """Return the pixels of the picture in this part of the page."""
         source = self.page.locator(f"{where} img").first.get_attribute("src")
         data = base64.b64decode(source.removeprefix("data:image/png;base64,"))
         return np.array(Image.open(io.BytesIO(data)))
 
     def rendered(self, where):
-        """What is to be seen of this part of the page."""
+        """Return a screenshot of this part of the page."""
         return np.array(Image.open(io.BytesIO(self.page.locator(where).screenshot())).convert("RGB"))
 
     def slide(self, control, value):
@@ -148,6 +148,6 @@ class Visitor:
         self.page.get_by_role("radio", name=label, exact=True).check()
 
     def copied(self):
-        """What the copy button of the code puts into the clipboard."""
+        """Press the copy button of the code; return the content of the clipboard."""
         self.page.locator("#code button[aria-label=Copy]").click()
         return self.page.evaluate("navigator.clipboard.readText()")

@@ -1,4 +1,4 @@
-"""The command as it is called, for the tests of its parts."""
+"""Calls of the command, for the tests of its parts."""
 
 import io
 import itertools
@@ -13,15 +13,15 @@ from torch_dropblock.__main__ import main
 
 
 def call(*arguments, columns=80):
-    """Run the command: its exit code, what it prints, what it complains about."""
+    """Run the command; return its exit code, its output and its errors."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["torch-dropblock", *map(str, arguments)])
-        patch.setenv("MPLBACKEND", "agg")  # so that what the command sets does not stay
-        patch.setenv("COLUMNS", str(columns))  # or what the terminal has that the tests run in
+        patch.setenv("MPLBACKEND", "agg")  # restored at the end, in case the command sets it
+        patch.setenv("COLUMNS", str(columns))  # otherwise the width of the terminal of the tests
         with pytest.raises(SystemExit) as exit:
             main()
-    # typer colours its help in a continuous integration, pipe or not
+    # typer colours its help in continuous integration, even in a pipe
     printed, complained = (re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()) for stream in (out, err))
     return exit.value.code, printed, complained
 
@@ -33,7 +33,7 @@ def succeed(*arguments, columns=80):
 
 
 def complaint(*arguments):
-    """The one line that the command ends with, without `error: `."""
+    """Return the one-line error of the command, without `error: `."""
     code, out, err = call(*arguments)
     assert (code, out) == (2, "")
     assert re.fullmatch(r"error: .+\n", err)
@@ -41,14 +41,14 @@ def complaint(*arguments):
 
 
 def table_rows(out):
-    """The cells of the rows below the rule of a table."""
+    """Return the cells of the rows below the rule of a table."""
     lines = iter(line.strip() for line in out.splitlines())
     next(line for line in lines if set(line) == {"─"})
     return [re.split(r"\s{2,}", line) for line in itertools.takewhile(bool, lines)]
 
 
 def check_texts(figure):
-    """Every text lies on the page, and none covers another."""
+    """Check that every text lies on the page and none covers another."""
     hidden = {text for axes in figure.axes for text in _not_drawn(axes)}
     texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text() and text not in hidden]
     boxes = [text.get_window_extent() for text in texts]
@@ -61,7 +61,7 @@ def check_texts(figure):
 
 
 def _not_drawn(axes):
-    """The texts of axes that are not visible, and of ticks outside of what is shown."""
+    """Return the texts of invisible axes, and of ticks outside the view."""
     if not axes.get_visible():
         return axes.findobj(Text)
     texts = []

@@ -1,4 +1,4 @@
-"""The GPU path in the tests: on a GPU where there is one, and else in Triton's interpreter, in a process of its own."""
+"""Tests of the GPU path: on a GPU if there is one, otherwise in Triton's interpreter in a separate process."""
 
 import os
 import subprocess
@@ -26,10 +26,10 @@ MARKS = [
     pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch.*"),
     pytest.mark.filterwarnings("ignore:.*:FutureWarning:torch.*"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*TRITON_DEFAULT_FP_FUSION.*"),  # it says what a later Triton will do
-    # numpy says when an integer wraps around and when there is an infinity, of which the kernels make use
+    pytest.mark.filterwarnings("ignore:.*TRITON_DEFAULT_FP_FUSION.*"),  # it announces a change in a later Triton
+    # the kernels rely on integer overflow and infinities, for which numpy warns
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*"),
-    # what the interpreter of older versions of Triton does
+    # raised by the interpreter of older versions of Triton
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
 ]
 
@@ -61,14 +61,14 @@ def some_blocks(lead=(8, 16), size=(28, 28), block=(7, 7), keep_prob=0.9, shared
 
 
 def assert_is_that_of_the_oracle(mask, key, table):
-    """The mask is the oracle's, bit for bit, and the scale is its units over its units kept."""
+    """Check that the mask equals the oracle's, and that the scale is its number of units over its units kept."""
     kept = reference.kept(key.cpu(), mask.blocks, table.cpu())
     assert torch.equal(mask.dense().cpu(), ~kept)
     assert mask.scale.item() == kept.numel() / max(int(kept.sum()), 1)
 
 
 def assert_same(mine, expected):
-    """The same bits; in bfloat16 the interpreter cuts off what the hardware rounds."""
+    """Check for equal bits; in bfloat16 allow for the interpreter, which truncates where the hardware rounds."""
     if INTERPRETED and expected.dtype == torch.bfloat16:
         torch.testing.assert_close(mine, expected, rtol=2**-7, atol=0, equal_nan=True)
         assert torch.equal(mine == 0, expected == 0)
@@ -80,14 +80,14 @@ def assert_same(mine, expected):
 
 
 def integers(values):
-    """The types that Triton gives to integers, by their names and values."""
+    """Return the types that Triton gives to integers, from their names and values."""
     return {name: "i32" if -(2**31) <= value < 2**31 else "i64" for name, value in values.items()}
 
 
 def compiled(capability, function, types, constants, options=None, sixteens=()):
-    """A kernel as machine code, by Triton's compiler and the assembler that it brings, without a GPU.
+    """Compile a kernel to machine code without a GPU, with Triton's compiler and its assembler.
 
-    `types` and `constants` are by the names of its arguments; pointers and `sixteens` are multiples of 16.
+    `types` and `constants` are by argument name; pointers and the arguments in `sixteens` are multiples of 16.
     """
     backends = pytest.importorskip("triton.backends.compiler")
     compiler = pytest.importorskip("triton.compiler")
@@ -102,7 +102,7 @@ def compiled(capability, function, types, constants, options=None, sixteens=()):
 
 
 def compiles(variants, check=lambda ptx, *variant: None):
-    """Make a test that each kernel of these becomes machine code for the GPUs of our users, and passes a check."""
+    """Make a test that each of these kernels compiles to machine code for users' GPUs and passes a check."""
 
     @pytest.mark.skipif(INTERPRETED, reason="the interpreter has no compiler")
     @pytest.mark.parametrize("capability", [80, 90])

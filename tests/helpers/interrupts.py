@@ -1,4 +1,4 @@
-"""Interrupt a function at every line, as a signal could, and look at what is left behind."""
+"""Interrupt a function at every line, like a signal, and check the state that it leaves."""
 
 import contextlib
 import sys
@@ -14,11 +14,11 @@ FILES = {source.__file__ for source in (choice, modes, sites, summary, monte_car
 
 
 class Interrupt(BaseException):
-    """What a handler of a signal raises."""
+    """Exception that stands for one of a signal handler."""
 
 
 def interrupt_at_every_line(function, state):
-    """Call the function until no line is left to interrupt it at; the state must be the same each time. How many."""
+    """Interrupt the function at each line, check that the state is unchanged, and return the number of lines."""
     before = state()
     for moment in count():
         left = moment

@@ -20,13 +20,13 @@ from torch_dropblock.compare.records import Records
 from torch_dropblock.compare.settings import Settings
 from torch_dropblock.compare.study import Study
 
-# three steps an epoch
+# three steps per epoch
 SMALL = {"epochs": 2, "batch_size": 50, "limit_train": 150}
 TIMEOUT = 180
 
 
 class Heard:
-    """A listener that writes down what it hears."""
+    """A listener that records its calls."""
 
     def __init__(self):
         self.started, self.ended, self.others, self.steps = [], [], [], 0
@@ -79,7 +79,7 @@ def study(path, names=("baseline",), seeds=1, listener=None, save_weights=False,
 
 
 def comparable(result):
-    """Without what is measured in time."""
+    """Return a result without its times."""
     return {name: value for name, value in result.items() if name not in ("step_ms", "finished", "seconds")}
 
 
@@ -95,7 +95,7 @@ def arguments(path, names="baseline", **changes):
 
 
 def start(*words, before=(), **environment):
-    """The command in a process group of its own, as in a terminal."""
+    """Start the command in its own process group, as in a terminal."""
     return subprocess.Popen(
         [*(before or [sys.executable]), "-m", "torch_dropblock", *map(str, words)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "80"} | environment,
@@ -107,7 +107,7 @@ def start(*words, before=(), **environment):
 
 
 def finish(process, timeout=TIMEOUT):
-    """Its exit code, what it printed, what it complained of."""
+    """Wait for a process; return its exit code, its output and its errors."""
     try:
         out, err = process.communicate(timeout=timeout)
     finally:
@@ -123,7 +123,7 @@ def free_port():
 
 
 def wait_for(happens, process, timeout=TIMEOUT):
-    """Until something is true, as long as the process runs."""
+    """Wait until `happens()` is true; fail if the process ends first."""
     until = time.monotonic() + timeout
     while not happens():
         assert process.poll() is None, process.stderr.read()
@@ -133,7 +133,7 @@ def wait_for(happens, process, timeout=TIMEOUT):
 
 @contextlib.contextmanager
 def one_thread():
-    """So little work takes longer when it is shared."""
+    """Use one thread: several take longer for so small a task."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -316,7 +316,7 @@ def test_a_port_that_is_taken(tmp_path):
         taken.bind((HOST, 0))
         taken.listen()
         port = taken.getsockname()[1]
-        expected = rf"port {port} cannot be had on 127\.0\.0\.1: .+; choose another with --port"
+        expected = rf"port {port} cannot be used on 127\.0\.0\.1: .+; choose another with --port"
         with pytest.raises(ValueError, match=expected):
             serve(tmp_path, port, open_browser=False, ready=print)
 

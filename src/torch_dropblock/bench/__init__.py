@@ -1,1 +1,1 @@
-"""What the layer costs beside `x * c` and its peers. Imports `layer` and what it stands on."""
+"""Cost of the layer beside `x * c` and its peers. Imports `layer` and what it stands on."""

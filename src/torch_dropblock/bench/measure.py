@@ -1,7 +1,7 @@
-"""What the layer costs beside `x * c` and beside its peers, forward and backward together.
+"""Cost of the layer beside `x * c` and its peers, forward and backward together.
 
-The contenders of a case take turns, each round from another one on, so that a machine that slows down slows all of
-them; a ratio is the median over rounds of the ratio within a round.
+The contenders of a case take turns, and each round starts with the next one, so that a slower machine slows all of
+them. A ratio is the median over rounds of the ratio within a round.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from ..backends.sparse import CHANNELS_LAST
 from ..layer.modules import DropBlock1d, DropBlock2d, DropBlock3d
 
 OURS, PRODUCT = "torch-dropblock", "x * c"
-# our layer where its native library was not built
+# our layer without its native library
 PYTHON = "pure Python"
 SHAPES = ((32, 256, 28, 28), (32, 64, 56, 56), (32, 1024, 14, 14), (64, 512, 7, 7), (8, 64, 112, 112))
-# 256 MB in two bytes an element, several times the cache of a GPU
+# 256 MB or more at two bytes per element, several times the cache of a GPU
 GPU_SHAPES = ((640, 256, 28, 28), (640, 1024, 14, 14), (1280, 2048, 7, 7), (128, 256, 64, 64))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 LAYOUTS = ("contiguous", "channels_last")
 MODES = ("eager", "compiled")
 SECONDS_A_TURN = 0.005
-CYCLES_ASLEEP = 20_000_000  # of a GPU: about 10 ms
-# a baseline whose middle half spreads over more than this share of its median makes no good ratios
+CYCLES_ASLEEP = 20_000_000  # GPU cycles: about 10 ms
+# ratios are unreliable if the baseline's quartiles differ by more than this share of its median
 UNSTABLE = 0.2
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: a tensor, the layer's settings, and how it is run."""
+    """A case to measure: a tensor, the layer's settings, mode and device."""
 
     shape: tuple[int, ...]
     dtype: str = "float32"
@@ -61,7 +61,7 @@ class Case:
 
     @property
     def kind(self) -> str:
-        """What it shares with the cases of other shapes."""
+        """Mode, dtype and layout, shared by cases of different shapes."""
         return f"{self.mode}, {self.dtype}, {self.layout}"
 
     def __str__(self) -> str:
@@ -74,10 +74,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What one contender cost in one case; `saved` is what it keeps for the backward pass, the input apart.
+    """Cost of one contender in one case.
 
-    On a GPU the time is the device's own. `gigabytes_per_second` is that of the memory which has to move, whatever
-    did: the input and both gradients and the output, once each.
+    The saved bytes are those kept for the backward pass, without the input. On a GPU the time is the device's own.
+    `gigabytes_per_second` counts only the memory that has to move: input, output and both gradients, once each.
     """
 
     case: Case
@@ -92,7 +92,7 @@ class Row:
 
 
 def contenders(case: Case) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Everything that can be measured here in this case, by name; the product first."""
+    """Return every contender available for this case by name, the product first."""
     drop_prob, dims = 1 - case.keep_prob, len(case.shape) - 2
     layer = {1: DropBlock1d, 2: DropBlock2d, 3: DropBlock3d}[dims]
     found: dict[str, Callable[[Tensor], Tensor]] = {
@@ -103,15 +103,15 @@ def contenders(case: Case) -> dict[str, Callable[[Tensor], Tensor]]:
         found[PYTHON] = layer(case.block_size, keep_prob=case.keep_prob)
     found["nn.Dropout"] = nn.Dropout(drop_prob)
     if dims == 2 and case.block_size % 2 and (theirs := peer("torchvision.ops", "DropBlock2d")):
-        found["torchvision"] = theirs(drop_prob, case.block_size)  # which refuses even blocks
+        found["torchvision"] = theirs(drop_prob, case.block_size)  # it refuses even blocks
     if dims == 2 and (theirs := peer("timm.layers", "DropBlock2d")):
-        # by default its mask is shared by all channels, which is less work than the others do
+        # its default of one mask for all channels is less work than the others have
         found["timm"] = theirs(drop_prob, case.block_size, couple_channels=False)
     return found
 
 
 def peer(module: str, name: str) -> Any:
-    """What others have made, or None where it is not installed, or was built for another PyTorch."""
+    """Import a name from a peer; None if the peer is not installed or was built for another PyTorch."""
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, RuntimeError, OSError):
@@ -119,7 +119,7 @@ def peer(module: str, name: str) -> Any:
 
 
 def measure(case: Case, rounds: int, names: Collection[str] | None = None) -> list[Row]:
-    """A row for each contender of a case, or each of those in `names`."""
+    """Measure a case: one row per contender, or per contender in `names`."""
     x, gradient = case.tensor().requires_grad_(), case.tensor()
     functions = {name: function for name, function in contenders(case).items() if names is None or name in names}
     if case.mode == "compiled":
@@ -157,7 +157,7 @@ def _step(function: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -> 
 
 
 def take_turns(steps: dict[str, Callable[[], None]], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
-    """The seconds that each step takes in each round; every round starts with the next one."""
+    """Return the seconds of each step in each round; each round starts with the next step."""
     for step in steps.values():
         _seconds(step, 2, device)
     repeats = {name: max(1, round(SECONDS_A_TURN / _seconds(step, 2, device))) for name, step in steps.items()}
@@ -166,16 +166,16 @@ def take_turns(steps: dict[str, Callable[[], None]], rounds: int, device: str = 
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            steps[name]()  # what the last contender left in the caches is not this one's doing
+            steps[name]()  # warm-up: the previous contender has filled the caches
             times[name].append(_seconds(steps[name], repeats[name], device))
     return times
 
 
 def _seconds(step: Callable[[], None], repeats: int, device: str) -> float:
-    """How long a step takes on average: on a GPU from the start of its first kernel to the end of its last one.
+    """Return the mean seconds of a step; on a GPU, from the start of its first kernel to the end of its last.
 
-    The GPU is put to sleep first, so that the host, which launches the kernels, is ahead of it; for longer where the
-    GPU woke before the host had launched the last one.
+    The GPU sleeps first, so that the host can launch all kernels ahead of it. If the GPU wakes before the last launch,
+    the measurement is repeated with a longer sleep.
     """
     if torch.device(device).type == "cuda":
         with torch.cuda.device(device):
@@ -205,7 +205,7 @@ def _seconds(step: Callable[[], None], repeats: int, device: str) -> float:
 
 
 def ratios_to(baseline: str, times: dict[str, list[float]]) -> dict[str, float]:
-    """The median over rounds of the ratio within a round."""
+    """Return the median over rounds of the ratio to the baseline within a round."""
     return {
         name: statistics.median(mine / theirs for mine, theirs in zip(t, times[baseline], strict=True))
         for name, t in times.items()
@@ -213,7 +213,7 @@ def ratios_to(baseline: str, times: dict[str, list[float]]) -> dict[str, float]:
 
 
 def spread(times: Sequence[float]) -> float:
-    """The distance between the quartiles over the median."""
+    """Return the interquartile range divided by the median."""
     if len(times) < 2:
         return 0.0
     low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
@@ -221,7 +221,7 @@ def spread(times: Sequence[float]) -> float:
 
 
 def saved_bytes(function: Callable[[Tensor], Tensor], x: Tensor) -> int:
-    """The memory kept for the backward pass, that of the input apart."""
+    """Return the bytes kept for the backward pass, without the input."""
     kept = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -242,7 +242,7 @@ def chosen_cases(
     modes: Sequence[str] = (),
     **settings: Any,
 ) -> list[Case]:
-    """Every combination of what was chosen; of nothing, what tells most: see `torch-dropblock bench --help`."""
+    """Return every combination of the choices; without any, the cases of `torch-dropblock bench --help`."""
     on_gpu = str(settings.get("device", "cpu")).startswith("cuda")
     large = GPU_SHAPES if on_gpu else SHAPES
     if shapes or dtypes or layouts or modes:
@@ -250,14 +250,14 @@ def chosen_cases(
             modes or MODES[:1], dtypes or ["float32"], layouts or LAYOUTS[:1], shapes or large
         )
         return [Case(shape, dtype, layout, mode, **settings) for mode, dtype, layout, shape in combinations]
-    last = "bfloat16" if on_gpu else "float32"  # what a GPU trains with
+    last = "bfloat16" if on_gpu else "float32"  # the usual dtype of training on a GPU
     kinds = (("float32", "contiguous"), ("bfloat16", "contiguous"), (last, "channels_last"))
     eager = [Case(shape, *kind, "eager", **settings) for kind in kinds for shape in large]
     return eager + [Case(large[0], *kind, "compiled", **settings) for kind in kinds]
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the figures were measured on, and with."""
+    """Describe the machine and the versions of the measurement."""
     others = ["torchvision", "timm", *(["triton"] if torch.device(device).type == "cuda" else [])]
     peers = {name: version.partition("+")[0] for name in others if (version := peer(name, "__version__"))}
     versions = {"torch-dropblock": __version__, "torch": str(torch.__version__), **peers}
@@ -280,7 +280,7 @@ def processor() -> str:
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows ready for `json.dump`, each with the machine it was measured on."""
+    """Convert rows for `json.dump`, each with the machine that it was measured on."""
     devices = {row.case.device: machine(row.case.device) for row in rows}
     flat = ({**asdict(row), **asdict(row.case), **devices[row.case.device]} for row in rows)
     return [{name: value for name, value in row.items() if name != "case"} for row in flat]

@@ -1,1 +1,1 @@
-"""The command `torch-dropblock`: options in, tables and files out. Imports every other wing."""
+"""The command `torch-dropblock`: its options and its output. Imports every other wing."""

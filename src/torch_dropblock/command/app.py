@@ -1,7 +1,6 @@
-"""The command `torch-dropblock`: read what was typed, ask the library, print or draw.
+"""The command `torch-dropblock`, with its subcommands demo, show and rate.
 
-What takes long to import, PyTorch, matplotlib and Pillow, is imported by the commands that use it: `--help` and
-`--version` do not wait for it.
+The subcommands import PyTorch, matplotlib and Pillow themselves, so that `--help` and `--version` start quickly.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-# PyTorch's generator on the CPU takes 32 bits of a seed
+# PyTorch's CPU generator uses 32 bits of a random seed
 Seed = Annotated[
-    int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="The same seed draws the same picture again.")
+    int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Random seed; the same one draws the same picture again.")
 ]
 
 
@@ -125,11 +124,12 @@ def demo(
 @one_line_errors
 @one_thread()
 def show(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture: PNG, JPEG, WebP, TIFF, GIF, …")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file: PNG, JPEG, WebP, TIFF, GIF, …")],
     block_size: BlockSize = "15",
     keep_prob: KeepProb = "0.7",
     rate: Annotated[
-        str, typer.Option(metavar="exact|paper", help="exact drops what is asked; paper uses the paper's formula.")
+        str,
+        typer.Option(metavar="exact|paper", help="exact drops the requested share; paper uses the paper's formula."),
     ] = "exact",
     seed: Seed = 0,
     out: Annotated[
@@ -194,7 +194,7 @@ def rate(
     block_size: BlockSize = "7",
     keep_prob: KeepProb = "0.9",
 ) -> None:
-    """Say which share of a feature map is dropped, with the exact γ and with the paper's.
+    """Print the share of a feature map that is dropped, with the exact γ and with the paper's.
 
     [bold]Examples[/]
 

@@ -1,4 +1,4 @@
-"""`torch-dropblock bench`: what the layer costs on this machine."""
+"""`torch-dropblock bench`: cost of the layer on this machine."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def bench(
     block_size: Annotated[int, typer.Option("--block-size", "-b", min=1, metavar="N", help="Size of a block.")] = 7,
     keep_prob: KeepProb = "0.9",
     device: Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1, …")] = "cpu",
-    rounds: Annotated[int, typer.Option(min=3, metavar="N", help="How often the contenders take turns.")] = 11,
+    rounds: Annotated[int, typer.Option(min=3, metavar="N", help="Rounds of the measurement.")] = 11,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write every row, with machine and versions.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all rows with machine and versions.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the ratios.")] = None,
 ) -> None:
-    """Measure what the layer costs on this machine, beside x * c, nn.Dropout, torchvision's and timm's layers.
+    """Measure the cost of the layer on this machine, beside x * c, nn.Dropout, and torchvision's and timm's layers.
 
-    Forward and backward together, as a multiple of the product x * c on the same tensor. What is not installed is
-    left out. Without options: five large shapes in float32, in bfloat16, and in float32 with channels last, eager,
-    and the first of them compiled; that takes some minutes. On a GPU shapes of 256 MB and more, by the device's own
-    clock, and bfloat16 with channels last.
+    Costs are of forward and backward together, as multiples of the product x * c on the same tensor. Layers that are
+    not installed are left out. Without options, five large shapes are measured eager, and the first of them compiled:
+    in float32, in bfloat16, and in float32 with channels last. This takes some minutes. On a GPU, shapes have 256 MB
+    and more, channels last is in bfloat16, and times are by the device's clock.
 
     [bold]Examples[/]
 
@@ -91,7 +91,7 @@ def bench(
                 measured = benchmark.measure(case, rounds)
             table.row(_cells(case, measured, names, on_cpu))
             rows += measured
-            if json_file:  # as they come: what a later case runs into leaves them there
+            if json_file:  # after each case, so that a later error loses no rows
                 json_file.write_text(json.dumps(benchmark.as_json(rows), indent=1) + "\n")
     console.print()
     _print_notes(console, rows, on_cpu)
@@ -103,7 +103,7 @@ def bench(
 
 
 def _columns(wanted: Sequence[Case], names: Sequence[str], on_cpu: bool) -> tuple[list[str], list[int]]:
-    """Headers, and widths with room for what cells may hold; with torchvision and timm they fit in 80 columns."""
+    """Return headers and column widths; with torchvision and timm they fit into 80 columns."""
     from ..bench.measure import OURS, PRODUCT, PYTHON
 
     short = {OURS: "ours", PYTHON: "in Python", "nn.Dropout": "Dropout"}

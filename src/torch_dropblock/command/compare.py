@@ -1,6 +1,6 @@
-"""`torch-dropblock compare`: which regulariser wins, on real images.
+"""`torch-dropblock compare`: a comparison of regularisers on real images.
 
-What takes long to import, such as PyTorch and Lightning, is imported when the command runs: `--help` does not wait.
+PyTorch and Lightning are imported when the command runs, so that `--help` starts quickly.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from ..compare.report import Line
 
 ROWS = (
-    "Of baseline, dropout, droppath, spatial-dropout, cutout, autoaugment, label-smoothing and dropblock, joined by +, "
-    "with options after a colon, as in dropblock:block_size=3+cutout. Options: keep_prob and curve of what drops, "
+    "baseline, dropout, droppath, spatial-dropout, cutout, autoaugment, label-smoothing and dropblock, joined by +, "
+    "with options after a colon: dropblock:block_size=3+cutout. Options: keep_prob and curve of all that drop, "
     "block_size and rate of dropblock, area of cutout, amount of label-smoothing."
 )
 
 
-# of a row in the table, without and with top-5, so that the paper's have room in 80 columns
+# width of a row's name without and with top-5; the paper's rows then fit into 80 columns
 NAME_WIDTHS = (16, 12)
 
 
@@ -69,7 +69,9 @@ def compare(
     ] = None,
     keep_prob: Annotated[
         float | None,
-        _in(WHAT, "--keep-prob", "-k", metavar="P", help="Of DropBlock in the last group.", show_default="0.9"),
+        _in(
+            WHAT, "--keep-prob", "-k", metavar="P", help="keep_prob of DropBlock in the last group.", show_default="0.9"
+        ),
     ] = None,
     block_size: Annotated[
         int | None,
@@ -78,7 +80,7 @@ def compare(
             "--block-size",
             "-b",
             metavar="N",
-            help="Of DropBlock.",
+            help="Block size of DropBlock.",
             show_default="the side of the last map, at most 7",
         ),
     ] = None,
@@ -87,7 +89,7 @@ def compare(
         _in(
             WHAT,
             metavar="exact|paper",
-            help="exact drops what is asked; paper uses the paper's formula.",
+            help="exact drops the requested share; paper uses the paper's formula.",
             show_default="exact",
         ),
     ] = None,
@@ -111,11 +113,13 @@ def compare(
         ),
     ] = None,
     epochs: Annotated[int | None, _recipe("N", "Passes over the training images.", "the preset's")] = None,
-    batch_size: Annotated[int | None, _recipe("N", "Images of a step, over all devices.", "the preset's")] = None,
+    batch_size: Annotated[int | None, _recipe("N", "Images per step, over all devices.", "the preset's")] = None,
     learning_rate: Annotated[
-        float | None, _recipe("F", "The highest, for a batch of 256; it grows with the batch.", "0.1")
+        float | None, _recipe("F", "Highest learning rate for a batch of 256; it scales with the batch size.", "0.1")
     ] = None,
-    weight_decay: Annotated[float | None, _recipe("F", "Of all weights.", "0.0005; of paper 0.0001")] = None,
+    weight_decay: Annotated[
+        float | None, _recipe("F", "Weight decay of all parameters.", "0.0005; of paper 0.0001")
+    ] = None,
     decay: Annotated[
         str | None, _recipe("cosine|steps", "How the learning rate falls.", "cosine; of paper steps")
     ] = None,
@@ -124,17 +128,17 @@ def compare(
     ] = None,
     image_size: Annotated[int | None, _recipe("N", "Side of the images of a folder.", "224")] = None,
     validate_every: Annotated[int | None, _recipe("N", "Epochs between validations.", "1")] = None,
-    accelerator: Annotated[str, _in(WHERE, metavar="A", help="As for Lightning: auto, cpu, gpu, …")] = "auto",
+    accelerator: Annotated[str, _in(WHERE, metavar="A", help="Lightning's accelerator: auto, cpu, gpu, …")] = "auto",
     devices: Annotated[
-        int | None, _in(WHERE, metavar="N", help="Devices of a node.", show_default="torchrun's, else 1")
+        int | None, _in(WHERE, metavar="N", help="Devices per node.", show_default="torchrun's, else 1")
     ] = None,
     nodes: Annotated[
         int | None, _in(WHERE, metavar="N", help="Number of nodes.", show_default="torchrun's, else 1")
     ] = None,
-    workers: Annotated[int, _in(WHERE, metavar="N", help="Processes of a device that load images.")] = 0,
+    workers: Annotated[int, _in(WHERE, metavar="N", help="Processes per device that load images.")] = 0,
     data_dir: Annotated[Path, _in(WHERE, metavar="DIR", help="Folder of fashion-mnist and cifar10.")] = Path("data"),
     download: Annotated[
-        bool, typer.Option("--download", rich_help_panel=WHERE, help="Get them, if they are not there.")
+        bool, typer.Option("--download", rich_help_panel=WHERE, help="Download the data set if it is missing.")
     ] = False,
     save_weights: Annotated[
         bool, typer.Option("--save-weights", rich_help_panel=WHERE, help="Keep the weights of each finished run.")
@@ -143,10 +147,10 @@ def compare(
         "compare"
     ),
 ) -> None:
-    """Train a network with each regulariser and say which wins: the paper's table, for your data.
+    """Train a network with each regulariser and compare them: the paper's table, for your data.
 
-    Stopped at any moment, the same command goes on where it was. Several of them at a time with one --out share the
-    runs. The default, digits of 8×8 pixels, needs no network and takes minutes on a laptop.
+    If it is stopped, the same command resumes where it stopped. Commands that run at the same time with one --out share
+    the runs. The default, digits of 8×8 pixels, needs no network and takes minutes on a laptop.
 
     [bold]Examples[/]
 
@@ -204,7 +208,7 @@ def compare(
         progress.expect(len(work.runs), len(work.unfinished), work.steps_of_a_run)
         try:
             tiny = settings.data == "digits" and settings.model == networks.SMALL
-            # 8×8 pixels give a second thread little to do but to wait, and for long where the machine has other work
+            # with 8×8 pixels a second thread mostly waits, and for long on a busy machine
             with stop.listening(), one_thread() if tiny else nullcontext():
                 work.run()
             stopped = False
@@ -220,7 +224,7 @@ def compare(
     results = [result for result in records.results() if result["row"] in asked and result["seed"] < seeds]
     unfinished = len(work.unfinished)
     if unfinished:
-        what_now = "the same command goes on with them" if stopped else "another command is at work on them"
+        what_now = "the same command resumes them" if stopped else "another command trains them"
         console.print(f"{unfinished} of {len(work.runs)} runs are not finished: {what_now}.")
     if results:
         lines, title = report.lines_of(results, asked), report.title_of(settings)
@@ -241,6 +245,6 @@ def _print_table(console: Console, lines: list[Line], title: str) -> None:
         name, *values = report.cells(line, with_top5)
         rows.append([report.wrapped(name, NAME_WIDTHS[with_top5]), *values])
     console.print(Text(title, style="bold"))
-    header = [name.replace("/", " / ") for name in report.header(lines)]  # which breaks where there is little room
+    header = [name.replace("/", " / ") for name in report.header(lines)]  # lets the header wrap in a narrow terminal
     print_table(console, header, rows)
     console.print(report.NOTE + "\n")

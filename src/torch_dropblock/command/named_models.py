@@ -19,10 +19,10 @@ FORMS = "torchvision:NAME, timm:NAME, package.module:FUNCTION or file.py:FUNCTIO
 
 
 def build(name: str) -> nn.Module:
-    """The network of that name, with random weights: nothing is downloaded.
+    """Build the network of that name with random weights; nothing is downloaded.
 
     Raises:
-        ValueError: there is no such network, or what is named gives none.
+        ValueError: there is no such network, or the function does not return one.
     """
     from torch import nn
 

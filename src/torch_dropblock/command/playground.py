@@ -20,13 +20,14 @@ CERTIFICATES = {"SSL_CERT_FILE", "SSL_CERT_DIR"}
 
 def playground(
     port: Annotated[
-        int | None, typer.Option(metavar="P", help="Where to serve it.", show_default="7860, or the next free one")
+        int | None,
+        typer.Option(metavar="P", help="Port to serve the page on.", show_default="7860, or the next free one"),
     ] = None,
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Show the page in the browser.")] = True,
 ) -> None:
     """Try the settings on a picture, your own or the built-in one, in the browser.
 
-    The page is served to this machine alone and asks for nothing outside of it. Ctrl-C ends it.
+    Only this machine can open the page, which loads nothing from elsewhere. Ctrl-C ends the server.
 
     [bold]Examples[/]
 
@@ -45,7 +46,7 @@ def playground(
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A folder for uploads that no other user of the machine can read, and for what Gradio makes as it is imported."""
+    """Make a folder for uploads and for Gradio's files that no other user of the machine can read."""
     before = os.environ.get("GRADIO_TEMP_DIR")
     with tempfile.TemporaryDirectory(prefix="torch-dropblock-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -60,11 +61,11 @@ def _private_folder() -> Iterator[Path]:
 
 @contextmanager
 def _no_proxies() -> Iterator[None]:
-    """Hide proxies and certificates from Gradio, which reads them as it is imported and may fail; it calls nobody."""
+    """Hide proxies and certificates while Gradio is imported: it reads them and may fail, and it needs no network."""
     hidden = {name: value for name, value in os.environ.items() if name.upper() in PROXIES | CERTIFICATES}
     for name in hidden:
         del os.environ[name]
-    os.environ["NO_PROXY"] = "*"  # elsewhere than on Linux, the system's own settings count otherwise
+    os.environ["NO_PROXY"] = "*"  # outside Linux, the system's own proxy settings would apply
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""`torch-dropblock summary`: where the layers of a network are, and what they drop."""
+"""`torch-dropblock summary`: the layers of a network, and what they drop."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rich.text import Text
 from . import named_models
 from .terminal import BlockSize, KeepProb, new_console, one_of, parsed_keep_prob, parsed_size
 
-# in how many steps --progress is told
+# resolution of --progress
 STEPS = 10**6
-# `schedule.CURVES`, which `--help` does not wait for
+# the names in `schedule.CURVES`, repeated so that `--help` need not import PyTorch
 CURVES = ("linear", "cosine", "constant", "step")
 
 
@@ -24,22 +24,23 @@ def summary(
     ] = "1x3x224x224",
     where: Annotated[
         list[str] | None,
-        typer.Option("--where", "-w", metavar="GLOB", help="Insert layers after the modules so named; repeatable."),
+        typer.Option("--where", "-w", metavar="GLOB", help="Insert layers after modules of these names; repeatable."),
     ] = None,
     block_size: BlockSize = "7",
     keep_prob: KeepProb = "0.9",
     rate: Annotated[
-        str, typer.Option(metavar="exact|paper", help="exact drops what is asked; paper uses the paper's formula.")
+        str,
+        typer.Option(metavar="exact|paper", help="exact drops the requested share; paper uses the paper's formula."),
     ] = "exact",
     progress: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, metavar="P", help="How much of the training is over, for a schedule."),
+        typer.Option(min=0.0, max=1.0, metavar="P", help="Share of the training that is over, for a schedule."),
     ] = None,
     curve: Annotated[str, typer.Option(metavar="|".join(CURVES), help="The curve of that schedule.")] = "linear",
 ) -> None:
-    """Say where the DropBlock layers of a network are, at which sizes, and what each drops.
+    """List the DropBlock layers of a network, their sizes, and what each drops.
 
-    Layers are inserted as --where says or, in a ResNet that has none, where the paper has them.
+    Layers are inserted after the modules of --where or, in a ResNet without layers, at the paper's sites.
 
     [bold]Examples[/]
 
@@ -69,7 +70,7 @@ def summary(
         dims = len(block) if isinstance(block, list) else len(shape) - 2
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            warnings.simplefilter("ignore", maps.DoubtfulSiteWarning)  # the table tells more of it
+            warnings.simplefilter("ignore", maps.DoubtfulSiteWarning)  # the table shows it in more detail
             insert_dropblock(network, where, block_size=block, keep_prob=keep, dims=dims, rate=kind)
         if caught:
             raise ValueError(caught[0].message)

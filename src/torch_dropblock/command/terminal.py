@@ -1,4 +1,4 @@
-"""What was typed, and what is printed: the parts of `cli` that are not about DropBlock."""
+"""Parsing of arguments and printing: the parts of the command that are not about DropBlock."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".pdf", ".svg")
 
 
 def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Say what is wrong with an argument or a file in one line, and exit with 2."""
+    """Print an error about an argument or a file in one line, and exit with code 2."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
         except BrokenPipeError:
-            raise  # whoever was reading has stopped; typer ends without a word
+            raise  # the reader of a pipe has stopped; typer exits silently
         except OSError as error:
             fail(": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error))
         except (TypeError, ValueError, OverflowError) as error:
@@ -48,13 +48,13 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def unwrapped(docstring: str) -> str:
-    """Without the line breaks inside its paragraphs: a terminal has a width of its own."""
+    """Join the lines of each paragraph, so that the terminal can wrap them to its width."""
     return "\n\n".join(paragraph.replace("\n", " ") for paragraph in inspect.cleandoc(docstring).split("\n\n"))
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """What these commands do takes one thread seconds; two, waiting for each other on a busy machine, take a minute."""
+    """Use one thread: it takes seconds, while two that wait for each other on a busy machine take a minute."""
     import torch
 
     threads = torch.get_num_threads()
@@ -87,15 +87,15 @@ def parsed_keep_prob(text: str) -> float:
 
 def new_console() -> Console:
     console = Console(highlight=False)
-    console.width = console.width or 80  # a terminal that does not know its width may say 0
+    console.width = console.width or 80  # some terminals report a width of 0
     return console
 
 
 class Table:
-    """A table that is printed row by row, the first column to the left: no cell is ever cut.
+    """A table printed row by row, with the first column left-aligned; no cell is ever cut.
 
-    Where it is too wide for the terminal its headers wrap at blanks. Where that is not enough each row becomes a list
-    of values, one a line.
+    If it is too wide for the terminal, its headers wrap at blanks. If that is not enough, each row becomes a list with
+    one value per line.
     """
 
     GAP, MARGIN = 2, 1
@@ -153,7 +153,7 @@ def print_clamped(console: Console, wanted: tuple[int, ...], block: tuple[int, .
 
 
 def print_path(console: Console, path: Path) -> None:
-    """A line of its own, whole, for a terminal to open or a script to read."""
+    """Print a path on a line of its own without wrapping, for scripts and clickable terminals."""
     console.print(Text(str(path)), soft_wrap=True)
 
 
@@ -164,13 +164,13 @@ def one_of(name: str, value: str, allowed: Iterable[str]) -> str:
 
 
 def writable(path: Path, image: Path | None = None) -> Path:
-    """The path of a picture to write, checked before there is anything to lose."""
+    """Check the path of a picture before the work to draw it starts, and return it."""
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"the output must end in {', '.join(FORMATS)}, got {path}")
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to write {path.name} into")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, it cannot be written as a picture")
+        raise ValueError(f"{path} is a folder; name a file for the picture")
     if image and path.exists() and image.exists() and path.samefile(image):
-        raise ValueError(f"{path} is the picture to read, it would be overwritten")
+        raise ValueError(f"{path} is the picture to read and would be overwritten; name another file")
     return path

@@ -1,1 +1,1 @@
-"""The paper's table of regularisers, trained anew. Imports `bench`, `pictures`, `networks`, and the extra `train`."""
+"""The paper's table of regularisers, on your data. Imports `bench`, `pictures`, `networks`, and the extra `train`."""

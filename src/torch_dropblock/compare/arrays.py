@@ -21,7 +21,7 @@ NAMES = ("digits", "fashion-mnist", "cifar10")
 def arrays(name: str, data_dir: Path, download: bool) -> tuple[Source, list[int]]:
     if name == "digits":
         (train, labels), (val, val_labels) = _digits()
-        policy, flip = v2.AutoAugmentPolicy.SVHN, []  # a digit in a mirror is another digit, or none
+        policy, flip = v2.AutoAugmentPolicy.SVHN, []  # a mirrored digit is no longer the same digit
     elif name == "fashion-mnist":
         (train, labels), (val, val_labels) = (_fashion_mnist(data_dir, part, download) for part in (True, False))
         policy, flip = v2.AutoAugmentPolicy.CIFAR10, [v2.RandomHorizontalFlip()]
@@ -46,7 +46,7 @@ def arrays(name: str, data_dir: Path, download: bool) -> tuple[Source, list[int]
 
 
 class RandomShift:
-    """`v2.RandomCrop` of the image's own size with padding: the same images, in a quarter of its time per image."""
+    """Equivalent of `v2.RandomCrop` at the image's own size with padding: the same images in a quarter of the time."""
 
     def __init__(self, padding: int) -> None:
         self.padding = padding
@@ -64,7 +64,7 @@ Part = tuple[Tensor, Tensor]
 
 
 def _digits() -> tuple[Part, Part]:
-    """1,797 handwritten digits of 8×8; a fifth for validation."""
+    """Return 1,797 handwritten digits of 8×8 pixels; a fifth is for validation."""
     digits = load_digits()
     # 17 shades of grey
     images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)[:, None]
@@ -109,14 +109,19 @@ def _array(file: Path) -> Any:
 def _from_torchvision(kind: Any, name: str, data_dir: Path, train: bool, download: bool) -> Any:
     if download:
         data_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(data_dir / f".{name}.lock"):  # the processes of a training come here together
+        with FileLock(data_dir / f".{name}.lock"):  # the processes of one run download at the same time
             try:
                 return kind(data_dir, train=train, download=True)
             except RuntimeError as error:
                 raise ValueError(f"cannot get {name} into the folder {data_dir}: {error}") from error
     try:
         return kind(data_dir, train=train)
-    except (RuntimeError, ValueError, AssertionError, EOFError) as error:  # of damaged files torchvision raises any
+    except (
+        RuntimeError,
+        ValueError,
+        AssertionError,
+        EOFError,
+    ) as error:  # raised on damaged files
         raise ValueError(
             f"the folder {data_dir} does not hold {name}, or not whole: --data-dir names where it is, "
             "--download gets it"

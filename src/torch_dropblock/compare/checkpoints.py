@@ -1,4 +1,4 @@
-"""The checkpoint of an unfinished run: written as a whole or not at all, and checked before it is used."""
+"""Checkpoints of unfinished runs: written atomically, and checked before use."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from .records import save
 from .training import Run
 
-# what Lightning restores from it
+# keys that Lightning restores
 NEEDED = {"epoch", "global_step", "loops", "optimizer_states", "lr_schedulers", "pytorch-lightning_version"}
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Lightning's way goes through the folder for temporary files, from where a move to another disk is no one step."""
+    """Write checkpoints atomically.
+
+    Lightning writes to the temporary folder first; a move from there to another disk is not atomic.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         save(checkpoint, Path(path))
 
 
 def check(file: Path, run: Run) -> None:
-    """A checkpoint is of this network, and whole; Lightning and PyTorch say so in a dozen ways."""
+    """Raise one ValueError unless the checkpoint is complete and of this network.
+
+    Lightning and PyTorch report such files with many different errors.
+    """
     try:
         saved = torch.load(file, weights_only=True, mmap=True)
         shapes = {name: value.shape for name, value in saved["state_dict"].items()}
@@ -35,8 +41,8 @@ def check(file: Path, run: Run) -> None:
     except OSError as error:
         if error.filename:
             raise
-        whole = False  # PyTorch's own, of a file cut short
-    except Exception:  # noqa: BLE001 - what damaged files raise may be anything
+        whole = False  # PyTorch raises it without a filename for a truncated file
+    except Exception:  # noqa: BLE001 - damaged files may raise anything
         whole = False
     if not whole:
         raise ValueError(f"{file} is damaged, or of other images; without it the run starts again")

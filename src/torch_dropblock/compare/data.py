@@ -1,4 +1,4 @@
-"""The images that the settings of a study name."""
+"""Loading of the images that a study's settings name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER = "folder:"
 
 
 def load(settings: Settings, data_dir: Path, download: bool = False) -> Source:
-    """The images that the settings name.
+    """Load the images that the settings name.
 
     Raises:
         ValueError: there are no such data, or too few of them.

@@ -1,4 +1,4 @@
-"""The processes that train a run together: how many there are, which is the first, and how they part."""
+"""Processes that train a run together: their number, their first, and their shutdown."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .settings import option
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the runs are trained; as for Lightning's Trainer.
+    """Hardware for the runs, with the arguments of Lightning's Trainer.
 
-    A run depends on it by chance alone: each process, and each of its workers, draws numbers of its own.
+    It changes the results of a run only through random numbers: each process and each worker draws its own.
     """
 
     accelerator: str = "auto"
@@ -43,15 +43,15 @@ class Machine:
         return self.devices * self.nodes
 
     def environment(self) -> list[ClusterEnvironment]:
-        """Lightning's plugin for a process that trains alone; Lightning finds the launcher of several by itself.
+        """Lightning's plugin for a single process; with several, Lightning finds the launcher by itself.
 
-        A cluster's variables tell it of the tasks of its allocation, which may have nothing to do with this process.
+        Without the plugin, Lightning would read a cluster's variables, which may describe tasks of other processes.
         """
         return [LightningEnvironment()] if self.processes == 1 else []
 
 
 def launched_with() -> tuple[int, int]:
-    """Devices of a node and nodes, as torchrun has started this process; one of each without it."""
+    """Return the devices per node and the nodes of torchrun's launch, or (1, 1) without torchrun."""
     if not distributed.is_torchelastic_launched():
         return 1, 1
     devices = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -59,20 +59,20 @@ def launched_with() -> tuple[int, int]:
 
 
 def is_first_process() -> bool:
-    """Of those that train together, by what their launcher told them."""
-    # without a launcher that sets ranks, each node's own command is of rank 0 until Lightning has seen its NODE_RANK
+    """Return True in the process of rank 0 on the first node."""
+    # without a launcher that sets ranks, each node's command has rank 0 until Lightning reads NODE_RANK
     first_node = int(os.environ.get("NODE_RANK", 0)) == 0
     return bool(rank_zero_only.rank == 0) and first_node  # type: ignore[attr-defined]
 
 
 class Stop:
-    """SIGTERM stops a study as Ctrl-C does, and no process waits for another that has stopped.
+    """Stop a study on SIGTERM, like on Ctrl-C, without a process waiting for one that has stopped.
 
-    The first process raises KeyboardInterrupt, which reaches the code that writes the table. The others end at once:
-    what they would save, the first one saves.
+    The first process raises KeyboardInterrupt, which reaches the code that writes the table. The others end at once,
+    since only the first process saves anything.
 
     Attributes:
-        signal: what stops the study; SIGINT until SIGTERM comes.
+        signal: the signal that stops the study: SIGINT until SIGTERM arrives.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle SIGTERM until the end of the block, in the main thread, which alone can."""
+        """Handle SIGTERM until the end of the block; only the main thread can."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -91,23 +91,23 @@ class Stop:
             signal.signal(signal.SIGTERM, before)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # launchers send it again when another process has ended
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # launchers send it again when another process ends
         self.signal = signal.SIGTERM
         raise KeyboardInterrupt
 
 
 def without_signals(trainer: Trainer) -> Trainer:
-    """Keep Lightning from handling SIGTERM: its handler broadcasts, in the middle of other collectives.
+    """Keep Lightning from handling SIGTERM: its handler broadcasts in the middle of other collectives.
 
-    Two processes that are told at the same time would wait for each other. With SLURM Lightning also requeues a job,
-    from a checkpoint that it would then load into the next run, whichever that is.
+    Two processes that receive the signal at the same time would wait for each other. Under SLURM, Lightning also
+    requeues the job, with a checkpoint that it would then load into an unrelated run.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
 
 
 class Children:
-    """The processes that Lightning's first trainer starts, and that stay for those after it."""
+    """Processes that Lightning's first trainer starts and later trainers reuse."""
 
     def __init__(self) -> None:
         self._started: list[subprocess.Popen[bytes]] = []
@@ -116,7 +116,7 @@ class Children:
         self._started = self._started or getattr(trainer.strategy.launcher, "procs", [])
 
     def end(self) -> None:
-        """End them. Lightning's thread kills this process within seconds of that, unless its list is empty."""
+        """Kill the processes and clear Lightning's list, or its thread would kill this process within seconds."""
         for child in self._started:
             child.kill()
             child.wait()
@@ -124,10 +124,10 @@ class Children:
 
 
 def leave_group() -> None:
-    """Gloo's threads must end before Python does: one that frees a tensor of Python's later aborts the process.
+    """End Gloo's threads before Python ends: a thread that frees a Python tensor later aborts the process.
 
-    Of NCCL's group Lightning has taken care by then.
+    Lightning has already ended an NCCL group by then.
     """
     if distributed.is_initialized():
-        gc.collect()  # DistributedDataParallel holds the group, and is in a cycle of references
+        gc.collect()  # DistributedDataParallel holds the group and is part of a reference cycle
         distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Which folders of a data set are its parts, to train on and to validate on, under the names that people give them."""
+"""Detection of the training and validation folders of a data set, under their common names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .image_folder import folders_in, holds_images, some
 
-# words of a name; of several parts to validate on the first of these is taken
+# words in folder names; for validation, "val" folders take precedence over "test" folders
 WORDS = {
     "train": {"train", "training", "trainset"},
     "val": {"val", "valid", "validation", "validate", "validating", "valset", "eval", "evaluation", "dev"},
@@ -18,12 +18,12 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Parts:
-    """Folders that hold a folder for each class.
+    """Folders with one folder per class each.
 
     Args:
-        train: to train on; all images, where there is no part to validate on.
-        val: to validate on.
-        left_out: names of the folders beside them.
+        train: folder of the training images; of all images if `val` is None.
+        val: folder of the validation images.
+        left_out: names of the other folders.
     """
 
     train: Path
@@ -32,17 +32,17 @@ class Parts:
 
 
 def parts_of(path: Path) -> Parts:
-    """The parts of a data set.
+    """Find the parts of a data set.
 
     Raises:
-        ValueError: there is a part to train on or to validate on, but not both, or several, or parts of other names.
+        ValueError: only one of the two parts exists, a part exists more than once, or the parts have other names.
         OSError: a folder cannot be read.
     """
     path = _unwrapped(path, of_part=False)
     folders = folders_in(path)
     kinds = {folder: _kind(folder.name) for folder in folders}
     all_named = all(kinds.values())
-    # a class may be called "test tube", but it holds images
+    # a class may be called "test tube", but holds images rather than folders
     of_kind = {
         kind: [f for f in folders if kinds[f] == kind and (all_named or _is_one_word(f) or folders_in(f))]
         for kind in WORDS
@@ -83,7 +83,7 @@ def _the_one(path: Path, purpose: str, folders: list[Path]) -> Path:
 
 
 def _unwrapped(path: Path, of_part: bool) -> Path:
-    """The folder that an archive was unpacked into holds another with all that there is, often of the same name."""
+    """Descend through folders whose only content is one folder, which unpacked archives often leave behind."""
     seen = set()
     while path.resolve() not in seen:
         seen.add(path.resolve())
@@ -97,7 +97,7 @@ def _unwrapped(path: Path, of_part: bool) -> Path:
 
 
 def _refuse_unnamed_parts(path: Path, folders: list[Path]) -> None:
-    """Classes differ; parts hold no image themselves, but the same folders."""
+    """Raise if several folders look like parts: they hold no image themselves, and folders of the same names."""
     inside = {folder: {f.name for f in folders_in(folder)} for folder in folders if not holds_images(folder)}
     for names in inside.values():
         alike = [other.name for other, others in inside.items() if len(names & others) > 1]

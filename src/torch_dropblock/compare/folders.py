@@ -1,4 +1,4 @@
-"""Data sets of image files: a folder for each class, in parts or whole."""
+"""Data sets of image files: one folder per class, already split into parts or not."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .folder_parts import Parts, parts_of
 from .image_folder import Reader, some
 from .source import HELD_OUT, Source, split
 
-# of ImageNet, as every network of torchvision's was trained
+# ImageNet's, which torchvision's networks were trained with
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def folder(path: Path, side: int) -> tuple[Source, list[int]]:
-    """DIR/train/CLASS/* and DIR/val/CLASS/*; or DIR/CLASS/*, of which a fifth of each class is for validation."""
+    """Read DIR/train/CLASS/* and DIR/val/CLASS/*, or DIR/CLASS/* with a fifth of each class for validation."""
     if not path.is_dir():
         raise ValueError(f"there is no folder {path} of images")
     where, reader = parts_of(path), Reader()
@@ -58,7 +58,7 @@ def folder(path: Path, side: int) -> tuple[Source, list[int]]:
 
 
 def _notes(where: Parts, reader: Reader) -> list[str]:
-    """Which parts were found, where there may be doubt, and what was left out."""
+    """Describe the parts found, unless they are plain train and val, and the files left out."""
     notes = []
     if where.val and (where.left_out or (where.train.name, where.val.name) != ("train", "val")):
         beside = f"; not used: {some(where.left_out)}" if where.left_out else ""

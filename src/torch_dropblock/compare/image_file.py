@@ -1,4 +1,4 @@
-"""One image file: read upright, in colour and with 8 bits, or named as unreadable."""
+"""Reading of one image file, upright and as RGB with 8 bits; errors that name unreadable files."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image, ImageOps
 
-# others that Pillow opens are documents, icons or hand over to another program
+# Pillow's other formats are documents, icons, or need another program
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
 SHOWN = 5
 
 
 class UnreadableImageError(ValueError):
-    """Files that are no images, or damaged ones.
+    """Raised for files that are no images or are damaged.
 
     Attributes:
-        files: each file with the reason.
+        files: one message per file, with the reason.
     """
 
     def __init__(self, message: str, files: Sequence[str] = ()) -> None:
@@ -27,18 +27,18 @@ class UnreadableImageError(ValueError):
 
 
 def suffixes() -> frozenset[str]:
-    """Those of the formats that this Pillow reads."""
+    """Return the file suffixes of the formats that the installed Pillow can read."""
     known = Image.registered_extensions()
     return frozenset(suffix for suffix, name in known.items() if name in FORMATS and name in Image.OPEN)
 
 
 def read_image(path: str) -> Image.Image:
-    """An image as RGB with 8 bits, turned as its EXIF orientation says; of an animation the first frame."""
+    """Read an image as RGB with 8 bits, rotated by its EXIF orientation; an animation yields its first frame."""
     try:
         with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
-            image.load()  # so that damaged pixels are not taken for a damaged orientation
+            image.load()  # raises on damaged pixels here, not inside _upright
             return _eight_bits(_upright(image)).convert("RGB")
-    except Exception as error:  # what Pillow raises on a damaged file may be anything
+    except Exception as error:  # Pillow may raise anything on a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(f"cannot read the image {path}: {reason}") from error
 
@@ -46,12 +46,12 @@ def read_image(path: str) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001 - the picture is whole, only what is said about it is not
+    except Exception:  # noqa: BLE001 - the pixels are fine, only the metadata is damaged
         return image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Pillow clips levels above 255, which makes a 16-bit image white."""
+    """Scale 16-bit levels to 8 bits; Pillow would clip them at 255, which makes the image white."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # up to Pillow 11.2
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
@@ -60,7 +60,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def unreadable(files: Sequence[str]) -> UnreadableImageError | None:
-    """One error for all files that are no images, after reading each; None if every file is one."""
+    """Read every file; return one error that names all unreadable ones, or None."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         bad = [reason for reason in pool.map(_reason, files) if reason]
     if not bad:

@@ -1,4 +1,4 @@
-"""A folder with a folder of images for each class: which files count, each once, and what is left out."""
+"""A folder with one folder of images per class: each image counted once, and a count of what is left out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from .image_file import read_image, suffixes
 
-# made by Synology, QNAP, Windows, macOS, Python and file systems; names that begin with a dot are hidden anyway
+# made by Synology, QNAP, Windows, macOS, Python and file systems; dot files are skipped anyway
 MACHINE_MADE = {
     "@eadir",
     "#recycle",
@@ -29,12 +29,12 @@ MACHINE_MADE = {
 
 
 class ImageFolder(Dataset[tuple[Image.Image, int]]):
-    """Images and the numbers of their classes.
+    """Images and their class numbers.
 
     Attributes:
-        classes: names of the folders, in order.
+        classes: folder names, sorted.
         files: paths, class by class.
-        targets: the class of each file.
+        targets: class number of each file.
     """
 
     def __init__(self, classes: list[str], files: list[str], targets: list[int]) -> None:
@@ -48,23 +48,23 @@ class ImageFolder(Dataset[tuple[Image.Image, int]]):
 
 
 class Reader:
-    """Reads folders of images; no folder is read twice, even where links lead to it again.
+    """Read folders of images; no folder is read twice, even if links lead to it again.
 
     Attributes:
-        left_out: what was not taken, and how often.
+        left_out: count of skipped entries by kind.
     """
 
     def __init__(self) -> None:
         self.left_out: Counter[str] = Counter()
         self._suffixes = suffixes()
-        # of every folder without links, the class folder that its images belong to
+        # real path of each folder read: the class folder that its images belong to
         self._class_of: dict[str, Path] = {}
 
     def read(self, path: Path) -> ImageFolder:
-        """The images of all folders in a folder, each a class.
+        """Read the images of all folders in `path`, one class per folder.
 
         Raises:
-            ValueError: there is no class, one holds no image, or two share a folder.
+            ValueError: there is no class, a class holds no image, or two classes share a folder.
             OSError: a folder cannot be read.
         """
         folders = folders_in(path)
@@ -80,7 +80,7 @@ class Reader:
         return ImageFolder([folder.name for folder in folders], files, targets)
 
     def _images(self, class_folder: Path) -> list[str]:
-        """All image files below, ordered by folder and name."""
+        """Return all image files below a folder, sorted by folder and name."""
         files: list[tuple[str, str]] = []
         waiting = [(str(class_folder), os.path.realpath(class_folder))]
         while waiting:
@@ -90,7 +90,7 @@ class Reader:
             for entry in visible(folder):
                 if _is_folder(entry):
                     within = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
-                    if Path(real).is_relative_to(within):  # the link leads back to a folder around it
+                    if Path(real).is_relative_to(within):  # the link leads to a parent folder
                         self.left_out["links to a folder around them"] += 1
                     else:
                         waiting.append((entry.path, within))
@@ -124,7 +124,7 @@ class Reader:
 
 
 def visible(folder: str | Path) -> list[os.DirEntry[str]]:
-    """What a folder holds that a person has put there, by name."""
+    """Return the entries of a folder by name, without hidden and machine-made ones."""
     with os.scandir(folder) as entries:
         kept = [e for e in entries if not e.name.startswith(".") and e.name.lower() not in MACHINE_MADE]
     return sorted(kept, key=lambda entry: entry.name)
@@ -135,13 +135,13 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether a folder itself holds one, not a folder in it."""
+    """Return True if the folder directly contains an image."""
     known = suffixes()
     return any(Path(entry.name).suffix.lower() in known for entry in visible(folder) if not _is_folder(entry))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # a link to itself is an error
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # is_dir raises on a link to itself
 
 
 def some(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The networks of a study: a small ResNet for small images, and torchvision's classification ResNets by name."""
+"""Networks of a study: a small ResNet for small images, and torchvision's classification ResNets by name."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock
 
 SMALL = "small"
-# up to this side an image is small: the stem of a network for photographs would leave nothing of it
+# largest side of a small image, which the stem of an ImageNet network would shrink too much
 SMALL_IMAGE = 64
 
 
 class SmallResNet(nn.Module):
-    """A ResNet of four blocks for small images, with the names that torchvision's have.
+    """A ResNet of four blocks for small images, with torchvision's module names.
 
-    Groups 3 and 4 have maps of a half and a quarter of the image's side. So on images of 32 pixels a block of 7 covers
-    what it covers in ResNet-50 on 224 pixels, whose maps there have 14 and 7.
+    The maps of groups 3 and 4 have a half and a quarter of the image's side. On images of 32 pixels they
+    are 16 and 8, close to the 14 and 7 of ResNet-50 on 224 pixels, so a block of 7 covers a similar share.
 
     Args:
         classes: number of classes.
         channels: channels of the image.
-        width: channels of the first group; the others have 2, 4 and 8 times as many.
+        width: channels of the first group; later groups have 2, 4 and 8 times as many.
 
     Shapes: (N, channels, H, W) to (N, classes).
     """
@@ -72,7 +72,7 @@ def checked(name: str) -> str:
 
 
 def build(name: str, classes: int, channels: int, side: int) -> nn.Module:
-    """A network with new weights; torchvision's get the stem for small images where images are small.
+    """Build a network with random weights; torchvision's get a stem for small images if `side` is small.
 
     Raises:
         ValueError: there is no such network.
@@ -89,6 +89,6 @@ def build(name: str, classes: int, channels: int, side: int) -> nn.Module:
 
 
 def side_of_last_map(name: str, side: int) -> int:
-    """Side of the maps of group 4, for images of this side."""
+    """Return the side of the maps of group 4 for images of this side."""
     reduction = 4 if name == SMALL else 8 if side <= SMALL_IMAGE else 32
     return max(1, -(-side // reduction))

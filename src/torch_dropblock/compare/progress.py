@@ -1,4 +1,4 @@
-"""How far a study is, in a terminal or a log."""
+"""Progress display of a study, in a terminal or a log."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from .result_lines import Result
     from .rows import Row
 
-# of the numbers to the right of the progress bar, and of the least bar
+# columns for the numbers to the right of the progress bar, and for the narrowest bar
 NUMBERS_WIDTH = 52
 
 
 class StudyProgress:
-    """The progress of a study: a bar in a terminal, a line for each finished run elsewhere."""
+    """Show the progress of a study: a bar in a terminal, and a line per finished run."""
 
     def __init__(self, console: Console, quiet: bool) -> None:
         self.console, self.quiet = console, quiet
@@ -49,7 +49,7 @@ class StudyProgress:
         self.progress.stop()
 
     def expect(self, runs: int, unfinished: int, steps: int) -> None:
-        """Of so many runs so many are unfinished, each of so many steps."""
+        """Set the numbers of runs, of unfinished runs, and of steps per run."""
         self._runs, self._number, self._steps = runs, runs - unfinished, steps
         self.progress.update(self.task, total=unfinished * steps)
 
@@ -83,6 +83,6 @@ class StudyProgress:
             self.progress.console.print(text, highlight=False, soft_wrap=True)
 
     def _leave_out(self, steps: int) -> None:
-        """Steps that nobody has to wait for: counted as done, they would make the others look fast."""
+        """Subtract steps that will not run from the total; counting them as done would distort the estimated time."""
         total = self.progress.tasks[0].total or 0
         self.progress.update(self.task, total=max(0, total - steps))

@@ -1,6 +1,6 @@
-"""What a directory holds of a study: its settings, a line for each finished run, and where an unfinished one goes on.
+"""The directory of a study: settings, one line per finished run, and checkpoints of unfinished runs.
 
-Each file is replaced as a whole or not at all, so what is there is always true, whenever the process was killed.
+Files are replaced atomically, so the directory stays consistent if the process is killed.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ SETTINGS, RESULTS, LOCKS, UNFINISHED, WEIGHTS = "settings.json", "results.jsonl"
 
 
 class Records:
-    """A directory of a study, which several commands may work on at the same time, each at a run of its own.
+    """The directory of a study. Several commands may share it, each training a different run.
 
     Args:
-        path: the directory; it is made where there is none.
-        settings: of all runs in it.
+        path: the directory; created if it does not exist.
+        settings: settings of all runs in it.
 
     Raises:
-        ValueError: the directory holds a study with other settings, or something else.
-        OSError: it cannot be read or written.
+        ValueError: the directory holds a study with other settings, or damaged files.
+        OSError: the directory cannot be read or written.
     """
 
     def __init__(self, path: Path, settings: Settings) -> None:
@@ -47,7 +47,7 @@ class Records:
             if (path / RESULTS).exists() or any((path / UNFINISHED).glob("*")):
                 self._check()
             replace(path / SETTINGS, json.dumps(asdict(settings), indent=1) + "\n")
-        for result in self.results():  # of which the process may have been killed before it did this
+        for result in self.results():  # left over if a process was killed after it added the result
             shutil.rmtree(self._folder_of(result["row"], result["seed"]), ignore_errors=True)
 
     def _check(self) -> None:
@@ -61,7 +61,7 @@ class Records:
             )
 
     def results(self) -> list[Result]:
-        """The finished runs, in the order in which they finished."""
+        """Return the finished runs in the order in which they finished."""
         return [result for _, result in self._lines().values()]
 
     def _lines(self) -> dict[Run, tuple[str, Result]]:
@@ -80,12 +80,12 @@ class Records:
 
     @contextmanager
     def claimed(self, row: Row, seed: int, patience: float = 0.0) -> Iterator[bool]:
-        """Whether this process is the one to train a run: it is unfinished, and nobody else is at it.
+        """Yield True if this process may train the run: it is unfinished, and no other process trains it.
 
         Args:
-            row: of the run.
-            seed: of the run.
-            patience: seconds to wait for who else is at it.
+            row: row of the run.
+            seed: random seed of the run.
+            patience: seconds to wait for another process that holds the run.
         """
         claim = FileLock(self.path / LOCKS / f"{_name_of(row.name, seed)}.lock")
         try:
@@ -97,7 +97,7 @@ class Records:
             mine = not self.finished(row, seed)
             if mine:
                 with self._lock:
-                    self._check()  # another command may have found the directory unused since this one did
+                    self._check()  # another command may have started a study here since __init__
                     self.folder_of(row, seed).mkdir(parents=True, exist_ok=True)
             yield mine
         finally:
@@ -105,7 +105,7 @@ class Records:
                 if self.finished(row, seed):
                     shutil.rmtree(self.folder_of(row, seed), ignore_errors=True)
                 for folder in (self.folder_of(row, seed), self.path / UNFINISHED):
-                    with suppress(OSError):  # there is something in it
+                    with suppress(OSError):  # not empty
                         folder.rmdir()
             claim.release()
 
@@ -119,7 +119,7 @@ class Records:
         save(state_dict, file)
 
     def folder_of(self, row: Row, seed: int) -> Path:
-        """Where an unfinished run keeps its checkpoint."""
+        """Return the folder of an unfinished run's checkpoint."""
         return self._folder_of(row.name, seed)
 
     def _folder_of(self, row: str, seed: int) -> Path:
@@ -136,23 +136,23 @@ def _settings(file: Path) -> dict[str, Any]:
 
 def _name_of(row: str, seed: int) -> str:
     name = re.sub(r"[^a-z0-9.]+", "-", row)
-    if name != row:  # which no two rows share then
+    if name != row:  # rows that differ only in replaced characters stay distinct
         name += "-" + sha256(row.encode()).hexdigest()[:6]
     return f"{name}-seed{seed}"
 
 
 def save(value: object, file: Path) -> None:
-    """`torch.save`, to the whole file or none, and with an OSError where there is no room for it."""
+    """Call `torch.save` atomically; a full disk raises OSError."""
     stream = io.BytesIO()
     torch.save(value, stream)
     replace(file, stream.getbuffer())
 
 
 def replace(file: Path, content: str | bytes | memoryview) -> Path:
-    """Write a file as a whole, or leave what was there.
+    """Write a file atomically; on failure the old content stays.
 
     Raises:
-        OSError: it cannot be written; its `filename` is the file's.
+        OSError: the file cannot be written; `filename` is its path.
     """
     part = file.with_name(file.name + ".part")
     try:

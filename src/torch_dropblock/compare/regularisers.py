@@ -1,7 +1,7 @@
-"""What is dropped at the paper's places, by DropBlock or by another: torch's and torchvision's own functions.
+"""Regularisers for the paper's sites: DropBlock, and layers that call torch's and torchvision's functions.
 
-Each is a layer with a keep_prob, so that one schedule serves all, and acts where `insert_dropblock_resnet` puts
-DropBlock. DropPath drops the residual branch of a sample, so it acts where that branch ends.
+Each is a layer with a keep_prob, so that one schedule serves all, at the sites of `insert_dropblock_resnet`.
+DropPath drops the residual branch of a sample, so it acts at the end of that branch.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ OTHERS: dict[str, type[DropBlockNd]] = {
 
 
 def insert(model: nn.Module, kind: str, keep_prob: float, block_size: int, rate: Rate) -> None:
-    """Put layers of a kind into a ResNet: at full strength in group 4 and, as DropBlock's, at a quarter in group 3."""
+    """Insert layers of a kind into a ResNet: at full strength in group 4, at a quarter in group 3."""
     if kind == "dropblock":
         resnet.insert_dropblock_resnet(model, keep_prob=keep_prob, block_size=block_size, groups=GROUPS, rate=rate)
         return
@@ -57,7 +57,7 @@ def insert(model: nn.Module, kind: str, keep_prob: float, block_size: int, rate:
 
 
 def _ends_of_branches(places: Sequence[resnet.Place]) -> list[resnet.Place]:
-    """The last norm of each block: `bn2` of a BasicBlock, `bn3` of a Bottleneck."""
+    """Return the last norm of each block: `bn2` of a BasicBlock, `bn3` of a Bottleneck."""
     norms = [place for place in places if not place.name.endswith("downsample")]
     last = {place.name.rpartition(".")[0]: place for place in norms}
     return list(last.values())

@@ -1,7 +1,7 @@
-"""What a study found: means over seeds, differences from the baseline with an interval, a table and two plots.
+"""Results of a study: means over seeds, differences from the baseline with an interval, a table and two plots.
 
-The interval is Welch's: runs with the same seed share the order of the images, not what chance makes of it, so they
-count as independent, and rows may vary by different amounts.
+The interval is Welch's, which allows each row its own variance. Runs with the same seed share only the order of the
+images, so they count as independent.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Line:
-    """One row over its seeds, in percent."""
+    """Results of one row over its seeds: accuracies in percent, and the step time in ms."""
 
     row: str
     top1: list[float]
@@ -42,7 +42,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Difference:
-    """From the baseline; without an interval where there is one seed only."""
+    """Difference from the baseline in percentage points; with a single seed it has no interval."""
 
     mean: float
     low: float | None = None
@@ -50,7 +50,7 @@ class Difference:
 
 
 def lines_of(results: Sequence[Result], order: Sequence[str]) -> list[Line]:
-    """One line for each row of `order` that has a finished run."""
+    """Return one line for each row of `order` that has a finished run."""
     by_row = {name: [result for result in results if result["row"] == name] for name in order}
     baseline = _percent(by_row.get(BASELINE, []), "top1")
     return [
@@ -76,12 +76,12 @@ def _difference(values: list[float], baseline: list[float]) -> Difference | None
     mean = statistics.mean(values) - statistics.mean(baseline)
     if min(len(values), len(baseline)) < 2:
         return Difference(mean)
-    # of each mean the squared standard error, and its degrees of freedom
+    # squared standard error and degrees of freedom of each mean
     parts = [(statistics.variance(group) / len(group), len(group) - 1) for group in (values, baseline)]
     squared = sum(part for part, _ in parts)
     if squared == 0.0:
         return Difference(mean, mean, mean)
-    freedom = squared**2 / sum(part**2 / degrees for part, degrees in parts)  # of Welch and Satterthwaite
+    freedom = squared**2 / sum(part**2 / degrees for part, degrees in parts)  # Welch-Satterthwaite
     half = math.sqrt(squared) * float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
     return Difference(mean, mean - half, mean + half)
 
@@ -109,7 +109,7 @@ def cells(line: Line, with_top5: bool) -> list[str]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and, of several, their standard deviation."""
+    """Format the mean and, for several values, their standard deviation."""
     if not values:
         return ""
     sd = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
@@ -117,7 +117,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def markdown(lines: Sequence[Line], about: Sequence[str]) -> str:
-    """The table with what was trained above it and how to read it below."""
+    """Return the table, with the paragraphs of `about` above it and a note below."""
     top = header(lines)
     with_top5 = any(line.top5 for line in lines)
     rows = [top, ["---", *("---:" for _ in top[1:])], *(cells(line, with_top5) for line in lines)]
@@ -126,7 +126,7 @@ def markdown(lines: Sequence[Line], about: Sequence[str]) -> str:
 
 
 def about(settings: Settings, train: int, val: int, results: Sequence[Result]) -> list[str]:
-    """What was trained, and on what: one paragraph each."""
+    """Describe the training in one paragraph, and each machine in another."""
     blocks = "as large as the last map, at most 7" if settings.block_size is None else f"of {settings.block_size}"
     trained = (
         f"{settings.data}: {train:,} images to train on, {val:,} to validate on. {settings.model}, {settings.epochs} "
@@ -140,7 +140,7 @@ def about(settings: Settings, train: int, val: int, results: Sequence[Result]) -
 
 
 def _machine_of(result: Result) -> dict[str, Any]:
-    """With the number of processes, on which what batch norms count depends."""
+    """Return the machine with its number of processes, which affects the statistics of batch norms."""
     several = result.get("processes", 1)
     return {**result["machine"], **({"processes": several} if several > 1 else {})}
 
@@ -155,14 +155,14 @@ NOTE = (
 
 
 def title_of(settings: Settings) -> str:
-    data = settings.data.encode(errors="backslashreplace").decode()  # a folder's name may be of any bytes
+    data = settings.data.encode(errors="backslashreplace").decode()  # a folder name may contain any bytes
     if data.startswith("folder:"):
         data = data.rstrip("/").rpartition("/")[2].removeprefix("folder:")
     return f"{wrapped(data, 40)}, {settings.model}, {settings.epochs} epoch{'s' if settings.epochs > 1 else ''}"
 
 
 def wrapped(name: str, width: int) -> str:
-    """A row's name in lines of at most so many characters, broken where its parts and options begin."""
+    """Wrap a row's name to `width` characters, at the beginnings of its parts and options."""
     lines: list[str] = []
     for piece in re.findall("[+:]?[^+:]*", name):
         if lines and len(lines[-1] + piece) <= width:
@@ -173,7 +173,7 @@ def wrapped(name: str, width: int) -> str:
 
 
 def accuracy_page(lines: Sequence[Line], title: str) -> Figure:
-    """Each run as a dot and each mean as a diamond with its interval, beside the baseline."""
+    """Plot each run as a dot and each mean as a diamond with its interval, beside the baseline."""
     from matplotlib.figure import Figure
 
     labels = [wrapped(line.row, 28).split("\n") for line in lines]
@@ -215,7 +215,7 @@ def draw_accuracies(axes: Axes, lines: Sequence[Line]) -> Axes:
 
 
 def curves_page(results: Sequence[Result], order: Sequence[str], title: str) -> Figure:
-    """Training and validation accuracy by epoch, a panel for each row, the baseline's behind."""
+    """Plot training and validation accuracy by epoch: one panel per row, with the baseline in grey."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -238,7 +238,7 @@ def curves_page(results: Sequence[Result], order: Sequence[str], title: str) -> 
         axes.set_visible(False)
     for axes in grid[:, 0]:
         axes.set_ylabel("top-1, %")
-    for axes in grid.flat[max(0, len(names) - columns) : len(names)]:  # those with none below
+    for axes in grid.flat[max(0, len(names) - columns) : len(names)]:  # the lowest panel of each column
         axes.set_xlabel("epoch")
         axes.tick_params(labelbottom=True)
     grid[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -249,7 +249,7 @@ def curves_page(results: Sequence[Result], order: Sequence[str], title: str) -> 
 
 
 def _lowest_late(results: Sequence[Result], names: Sequence[str]) -> float | None:
-    """The lowest value after the first tenth of the training, whose rise would leave no room for what differs."""
+    """Return the lowest value after the first tenth of the training, so that its rise does not dominate the axis."""
     values = []
     for name in names:
         for curve in ("top1", "train_top1"):
@@ -269,14 +269,14 @@ def draw_curves(axes: Axes, runs: Sequence[Result], behind: Sequence[Result]) ->
 
 
 def mean_curve(runs: Sequence[Result], name: str) -> tuple[list[int], list[float]]:
-    """Epochs, and the mean over runs in percent at each that all of them have."""
+    """Return the epochs that all runs have, and the mean over runs in percent at each."""
     curves = [{int(epoch): value for epoch, value in run["curves"].get(name, [])} for run in runs]
     epochs = sorted(set.intersection(*map(set, curves))) if curves else []
     return epochs, [100 * statistics.mean(curve[epoch] for curve in curves) for epoch in epochs]
 
 
 def draw(results: Sequence[Result], order: Sequence[str], title: str) -> dict[str, bytes]:
-    """Both plots as files: what is in them, by name."""
+    """Draw both plots; return the contents of the files by name."""
     with house_style():
         pages = {
             "accuracy.png": accuracy_page(lines_of(results, order), title),

@@ -1,4 +1,4 @@
-"""Lines of results.jsonl: what each must hold, and an error that names the file and the line where it does not."""
+"""Reading and checking of results.jsonl; errors name the file and the line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Run = tuple[str, int]  # a row's name and a seed
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value must be, in words and as a check."""
+    """Constraint on a value, in words and as a check."""
 
     wanted: str
     holds: Callable[[Any], bool]
@@ -34,7 +34,7 @@ def _is_share(value: Any) -> bool:
 
 
 def _is_curve(name: str, points: object) -> bool:
-    """Pairs of an epoch and a value; the loss of a training that diverged may be NaN."""
+    """Check pairs of an epoch and a value; losses may be NaN, from a training that diverged."""
     is_value = _is_number if name.endswith("loss") else _is_share
     return isinstance(points, list) and all(
         isinstance(point, list) and len(point) == 2 and _is_whole(point[0], 1) and is_value(point[1])
@@ -69,7 +69,7 @@ NEEDED = {
         "plain values by name", lambda value: isinstance(value, dict) and all(map(_is_plain, value.values()))
     ),
 }
-# other rows' or newer than the first results
+# absent from some rows and from older results
 OPTIONAL = {
     "top5": SHARE,
     "train_top1": SHARE,
@@ -81,10 +81,10 @@ OPTIONAL = {
 
 
 def read_results(file: Path) -> dict[Run, tuple[str, Result]]:
-    """Text and content of the last line of each run, in the order in which the runs finished.
+    """Return the text and the content of each run's last line, in the order in which the runs finished.
 
     Raises:
-        ValueError: a line is no result.
+        ValueError: a line is not a valid result.
         OSError: the file cannot be read.
     """
     runs: dict[Run, tuple[str, Result]] = {}
@@ -112,7 +112,7 @@ def _result(where: str, line: str) -> Result:
 def json_object(where: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError) as error:  # also of a number with too many digits, and of too many brackets
+    except (ValueError, RecursionError) as error:  # also raised for huge numbers and deep nesting
         raise ValueError(f"{where} is damaged: {error}") from None
     if isinstance(value, dict):
         return value

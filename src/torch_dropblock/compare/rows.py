@@ -1,4 +1,4 @@
-"""Rows of the table: what a row adds to the recipe that all have in common.
+"""Rows of the table: what each adds to the common recipe.
 
 row     part + part + …           dropblock+label-smoothing
 part    name:option=value:…       dropblock:block_size=3:keep_prob=0.95
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..core import checks
 from .settings import CHOICES, Settings
 
-# The paper's Table 1, whose ImageNet results with ResNet-50 these keep_prob are the best of.
+# The paper's Table 1; its best ImageNet results with ResNet-50 have the values of KEEP_PROB.
 TABLE_1 = (
     "baseline",
     "dropout",
@@ -42,7 +42,7 @@ OPTIONS = {
 
 @dataclass(frozen=True)
 class Noise:
-    """What drops, how much in the last group, and how it grows over the training; block_size None as in Settings."""
+    """Settings of what drops; keep_prob is that of the last group, block_size None means the same as in Settings."""
 
     kind: str
     keep_prob: float
@@ -56,11 +56,11 @@ class Row:
     """One line of the table.
 
     Args:
-        name: as it was asked for.
+        name: name as given by the user.
         noise: what drops inside the network.
-        cutout: which part of the area of each image is blanked.
-        autoaugment: whether images go through the learned policy.
-        label_smoothing: as for `torch.nn.CrossEntropyLoss`.
+        cutout: share of each image's area that is blanked.
+        autoaugment: apply the learned augmentation policy to the images.
+        label_smoothing: argument of `torch.nn.CrossEntropyLoss`.
     """
 
     name: str
@@ -71,10 +71,10 @@ class Row:
 
 
 def parsed(names: Sequence[str], settings: Settings) -> list[Row]:
-    """The rows of these names, the baseline first, without which there is nothing to compare with.
+    """Parse the names of rows; the baseline always comes first.
 
     Raises:
-        ValueError: a name, an option or a value is none, or a row has two kinds of noise.
+        ValueError: a name, an option or a value is invalid, or a row has two kinds of noise.
     """
     rows = [_row(name.strip(), settings) for name in names]
     unique = {row.name: row for row in rows}

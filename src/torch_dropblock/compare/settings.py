@@ -1,4 +1,4 @@
-"""What all rows of a study have in common, and its presets."""
+"""Settings common to all rows of a study, and presets."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("32-true", "bf16-mixed", "16-mixed", "64-true"),
     "curve": tuple(CURVES),
 }
-# The paper's, section 4.1: by what part of the training the learning rate has been divided by 10 once more.
+# The paper, section 4.1: shares of the training at which the learning rate is divided by 10.
 MILESTONES = (125 / 270, 200 / 270, 250 / 270)
 WARMUP = 5 / 270
 
 
 def option(name: str) -> str:
-    """The option of a setting, as it is typed."""
+    """Return the command-line option of a setting."""
     return "--" + name.replace("_", "-")
 
 
@@ -33,18 +33,18 @@ class Settings:
         data: `digits`, `fashion-mnist`, `cifar10` or `folder:DIR`.
         model: `small`, or the name of one of torchvision's classification ResNets.
         epochs: passes over the training images.
-        batch_size: images of one step, over all devices.
-        learning_rate: at its highest, for 256 images of a batch; it grows with the batch.
-        decay: `cosine`, or `steps`, which divides by 10 at 125, 200 and 250 of 270 epochs, as the paper does.
-        weight_decay: of all weights.
-        precision: as for Lightning's Trainer.
-        keep_prob: of DropBlock in the last group.
-        block_size: of DropBlock; None is the map of the last group, and at most 7, as in the paper.
+        batch_size: images per step, over all devices.
+        learning_rate: highest learning rate for a batch of 256; it scales with the batch size.
+        decay: `cosine`, or `steps`, the paper's division by 10 at 125, 200 and 250 of 270 epochs.
+        weight_decay: weight decay of all parameters.
+        precision: argument of Lightning's Trainer.
+        keep_prob: keep_prob of DropBlock in the last group.
+        block_size: block size of DropBlock; None means the side of the last group's map, at most 7 (the paper's value).
         rate: `exact` or `paper`.
-        curve: of the schedule of every row that drops something.
-        limit_train: train on so many images, the same for all rows and seeds; None is all.
-        image_size: side of an image of a folder after cropping.
-        validate_every: epochs from one validation to the next; the last is after the last epoch.
+        curve: curve of the schedule of every row that drops something.
+        limit_train: number of training images, the same for all rows and seeds; None means all.
+        image_size: side of a folder's images after cropping.
+        validate_every: epochs between validations; must divide `epochs`.
     """
 
     data: str = "digits"
@@ -85,7 +85,7 @@ class Settings:
         return self.learning_rate * self.batch_size / 256
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """Where these settings are not those that were written down, in words."""
+        """Describe each setting that differs from the recorded ones."""
         mine = {field.name: getattr(self, field.name) for field in fields(self)}
         return [
             f"{option(name)} {other.get(name)!r}, and now {value!r}"
@@ -115,10 +115,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def settings_of(preset: str | None, **chosen: Any) -> Settings:
-    """A preset with what was chosen otherwise; None stands for what was not.
+    """Return a preset with the chosen settings replaced; None keeps the preset's.
 
     Raises:
-        TypeError, ValueError: there is no such preset, or a setting is out of its range.
+        TypeError, ValueError: there is no such preset, or a setting is out of range.
     """
     data = chosen.get("data") or "digits"
     folder = data.startswith("folder:")

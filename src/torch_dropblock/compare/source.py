@@ -1,6 +1,6 @@
-"""The images of a study: a split that never changes, and what a row does to them.
+"""Images of a study: a fixed split, and the augmentation of each row.
 
-Images stay bytes until they are on the device; `Source.mean` and `std` make numbers of them there.
+Images stay bytes until they are on the device, where `Source.mean` and `std` normalise them.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class Source:
 
     Args:
         train: raw images to train on.
-        val: raw images to validate on, the same for all runs.
+        val: raw images to validate on.
         classes: number of classes.
         channels: channels of an image.
         side: side of an image as the network sees it.
-        mean: of each channel, from 0 to 1.
-        std: of each channel, from 0 to 1.
-        place: what brings a training image to its side, at random.
-        place_val: what brings an image for validation to its side.
-        policy: of AutoAugment.
-        files: paths of all images, where they are files.
+        mean: mean of each channel, in [0, 1].
+        std: standard deviation of each channel, on the same scale.
+        place: random transforms that bring a training image to `side`.
+        place_val: transforms that bring a validation image to `side`.
+        policy: AutoAugment's policy.
+        files: paths of all images, if they are files.
         notes: lines for the user about what was found and what was left out.
     """
 
@@ -59,10 +59,10 @@ class Source:
         return {"train": len(self.train), "val": len(self.val), "classes": self.classes}  # type: ignore[arg-type]
 
     def train_of(self, row: Row) -> Transformed:
-        """The training images as a row has them.
+        """Return the training images with the augmentation of a row.
 
         Raises:
-            ValueError: what the row blanks is no pixel of such images, or all of them.
+            ValueError: the row would blank no pixel of such images, or all of them.
         """
         steps = [*self.place]
         if row.autoaugment:
@@ -70,12 +70,12 @@ class Source:
         steps.append(v2.PILToTensor())
         if row.cutout:
             blank = round(self.side * math.sqrt(row.cutout))
-            if not 0 < blank < self.side:  # where RandomErasing does nothing, without a word
+            if not 0 < blank < self.side:  # RandomErasing would silently do nothing
                 raise ValueError(
                     f"row {row.name!r}: area {row.cutout:g} of {self.side}×{self.side} pixels is a square of side "
                     f"{blank}; it must have at least 1 and less than {self.side}"
                 )
-            # the mean of all images is what zero is after normalisation
+            # the mean of all images becomes zero after normalisation
             erase = v2.RandomErasing(1.0, (row.cutout, row.cutout), (1.0, 1.0), self._mean_byte)
             steps.append(erase)
         return Transformed(self.train, v2.Compose(steps))
@@ -101,7 +101,7 @@ class Transformed(Dataset[tuple[Tensor, int]]):
 
 
 class Arrays(Dataset[tuple[Tensor, int]]):
-    """Images (N, C, H, W) of bytes, in memory."""
+    """Images in memory: uint8, shape (N, C, H, W)."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
@@ -114,10 +114,10 @@ class Arrays(Dataset[tuple[Tensor, int]]):
 
 
 def split(labels: Sequence[int], first: int | float, purpose: str) -> tuple[list[int], list[int]]:
-    """Two parts with the same share of each class, always the same two."""
+    """Split into two parts with the same share of each class; the split is deterministic."""
     try:
         parts = train_test_split(range(len(labels)), train_size=first, stratify=labels, random_state=SPLIT_SEED)
-    except ValueError as error:  # one part has less images than there are classes, or a class has one image only
+    except ValueError as error:  # a part has fewer images than there are classes, or a class has a single image
         raise ValueError(
             f"{purpose}: {len(labels)} images of {len(set(labels))} classes cannot be split in two parts with images "
             f"of each class ({error})"
@@ -129,7 +129,10 @@ def split(labels: Sequence[int], first: int | float, purpose: str) -> tuple[list
 
 
 def _swap_in_missing(part: list[int], other: list[int], labels: Sequence[int]) -> None:
-    """A rare class's share of a part may round to no image: it gets one, for one of the class that has the most."""
+    """Give each class that a part lacks one image, swapped for one of the part's largest class.
+
+    The share of a rare class may round to no image.
+    """
     counts = Counter(labels[i] for i in part)
     for label in sorted(set(labels) - counts.keys()):
         most = counts.most_common(1)[0][0]

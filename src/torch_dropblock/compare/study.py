@@ -1,4 +1,4 @@
-"""The runs of a study, one after the other: each row with the first seed, then each with the second, and so on."""
+"""Runs of a study in order: each row with the first seed, then each row with the second, and so on."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from .source import Source
 from .training import Run
 
 CHECKPOINT = "last"
-# What a killed process leaves behind may hold its claim for a moment: workers look for it every 5 seconds.
+# The workers of a killed process hold its claim until they notice, which they check every 5 seconds.
 PATIENCE = 12.0
 NOT_FOR_USERS = (
     ".*does not have many workers.*",
-    ".*exists and is not empty.*",  # the folder of the checkpoint that a run goes on from
+    ".*exists and is not empty.*",  # the checkpoint folder of a resumed run
     ".*dirpath has changed.*",  # the directory of the study was moved
-    ".*number of training batches.*",  # below the interval of a logger that there is not
-    ".*LeafSpec.*",  # Lightning's own use of PyTorch
-    ".*The epoch parameter in `scheduler.step.*",  # PyTorch's own, up to 2.8, in SequentialLR
-    ".*AMP with fp16 is not supported on CPU.*",  # which is an error here
+    ".*number of training batches.*",  # below the interval of a logger, which is off
+    ".*LeafSpec.*",  # caused by Lightning's own use of PyTorch
+    ".*The epoch parameter in `scheduler.step.*",  # caused by SequentialLR up to PyTorch 2.8
+    ".*AMP with fp16 is not supported on CPU.*",  # an error here
 )
 
 
 class Listener(Protocol):
-    """Who is told how the study goes on."""
+    """Receiver of a study's progress."""
 
     def run_starts(self, row: Row, seed: int, steps_done: int) -> None: ...
 
     def run_is_others(self, row: Row, seed: int) -> None:
-        """It is finished by now, or another command trains it."""
+        """Note a run that another command trains or has finished."""
 
     def step_done(self) -> None: ...
 
@@ -59,16 +59,16 @@ class Listener(Protocol):
 
 @dataclass
 class Study:
-    """Rows and seeds to be run, with what is already finished left out.
+    """A study, which trains each row with each random seed unless that run is already finished.
 
     Args:
-        settings: of all runs.
-        rows: with the baseline.
-        seeds: the numbers of the seeds.
+        settings: settings of all runs.
+        rows: rows, including the baseline.
+        seeds: random seeds.
         source: the images.
         records: the directory.
-        machine: where to train.
-        listener: who is told.
+        machine: hardware to train on.
+        listener: receiver of the progress.
         save_weights: keep the weights of each finished run, in the folder `weights`.
     """
 
@@ -113,18 +113,18 @@ class Study:
         return self.settings.epochs * (-(-images // processes) // (self.settings.batch_size // processes))
 
     def run(self) -> None:
-        """Train what is unfinished.
+        """Train the unfinished runs. Finished ones are in the records after any error.
 
         Raises:
-            KeyboardInterrupt: somebody stopped it; what was finished is in the records, as after any other error.
-            UnreadableImageError: a file is no image.
+            KeyboardInterrupt: Ctrl-C or SIGTERM stopped the study.
+            UnreadableImageError: a file cannot be read as an image.
         """
         if self.machine.processes > 1 and not distributed.is_initialized():
-            # when the process ends, not before: NCCL may wait for processes that go on, and an error is told first
+            # at exit, not here: NCCL may wait for processes that go on, which would delay an error message
             atexit.register(leave_group)
         try:
             skipped = [run for run in self.unfinished if not self._mine(*run)]
-            # who was at them may have been stopped meanwhile
+            # the commands that held them may have been stopped meanwhile
             for run in skipped:
                 if not self.records.finished(*run):
                     self._mine(*run, patience=PATIENCE)
@@ -144,7 +144,7 @@ class Study:
 
     @contextmanager
     def _claimed(self, row: Row, seed: int, patience: float) -> Iterator[bool]:
-        """The first of several processes claims a run for all of them."""
+        """Claim a run; the first of several processes claims it for all."""
         together = self.machine.processes > 1
         if together and not is_first_process():
             yield not self.records.finished(row, seed)
@@ -152,7 +152,7 @@ class Study:
         with self.records.claimed(row, seed, PATIENCE if together else patience) as mine:
             if together and not mine:
                 raise ValueError(
-                    f"another command is at work in {self.records.path}, and this one has several processes: give it "
+                    f"another command uses {self.records.path}, and this one has several processes: give it "
                     "another --out"
                 )
             yield mine
@@ -167,13 +167,13 @@ class Study:
         trainer = self._trainer(folder, _Told(self.listener, row, seed, resumes=known is not None))
         try:
             trainer.fit(run, ckpt_path=known, weights_only=True)
-        except SystemExit:  # which Lightning makes of an interrupt
+        except SystemExit:  # Lightning raises it on an interrupt
             if trainer.interrupted:
                 raise KeyboardInterrupt from None
             raise
-        except UnreadableImageError as error:  # of a worker, it has the worker's traceback in it
+        except UnreadableImageError as error:  # from a worker, the message includes its traceback
             first = UnreadableImageError(str(error).rpartition(f"{UnreadableImageError.__name__}: ")[2].strip())
-            raise unreadable(self.source.files) or first from None  # all at once, not one a run
+            raise unreadable(self.source.files) or first from None  # all at once, not one per run
         finally:
             self._children.of(trainer)
         result = self._result(run, trainer)
@@ -204,9 +204,12 @@ class Study:
                 plugins=[WholeCheckpoints(), *self.machine.environment()],
                 callbacks=[last, told],
             )
-        except (MisconfigurationException, RuntimeError) as error:  # the latter of a cluster's variables
+        except (
+            MisconfigurationException,
+            RuntimeError,
+        ) as error:  # RuntimeError: bad variables of a cluster
             raise ValueError(str(error)) from error
-        if trainer.precision != self.settings.precision:  # Lightning takes another with no more than a warning
+        if trainer.precision != self.settings.precision:  # Lightning falls back to another with only a warning
             wanted = self.settings.precision
             raise ValueError(f"--precision {wanted} needs a GPU; on this accelerator it would be {trainer.precision}")
         return without_signals(trainer)
@@ -232,13 +235,13 @@ def _counted(images: dict[str, int]) -> str:
 
 
 class _Told(Callback):
-    """Tells a listener, and sees to it that all processes train the same run from the same epoch on."""
+    """Report to a listener, and check that all processes train the same run from the same epoch."""
 
     def __init__(self, listener: Listener, row: Row, seed: int, resumes: bool) -> None:
         self.listener, self.row, self.seed, self.resumes = listener, row, seed, resumes
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Before the checkpoint is read, for which those that have one would wait for the others."""
+        """Check before the checkpoint is read: processes that have one would wait for those that do not."""
         if trainer.world_size == 1:
             return
         mine = f"{self.row.name} with seed {self.seed} from {'a checkpoint' if self.resumes else 'the start'}"
@@ -260,7 +263,7 @@ class _Told(Callback):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what Lightning says to those who call it, which the user of a command has no hand in."""
+    """Hide Lightning's messages for developers, on which a user of the command cannot act."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -269,7 +272,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             for message in NOT_FOR_USERS:
                 warnings.filterwarnings("ignore", message)
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on a file's size and metadata, for each image
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # about each file's size and metadata
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

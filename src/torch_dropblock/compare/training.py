@@ -1,7 +1,7 @@
-"""One run: a row trained with a seed, by Lightning.
+"""One run: a row trained with one random seed, by Lightning.
 
-All that a run draws follows from its seed, the epoch and the rank alone: order and augmentation of the images, and
-what is dropped. So a run that goes on from the end of an epoch, in whatever process, ends as it would have ended.
+The random seed, the epoch and the rank determine every random number of a run: order and augmentation of the images,
+and what is dropped. A run resumed at the end of an epoch therefore gives the result of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from .rows import Row
 from .settings import MILESTONES, WARMUP, Settings
 from .source import Source
 
-# a label that is not counted: it fills the last batch of the ranks that have an image less
+# label of the image that fills the shard of a rank with one image less; metrics ignore it
 PADDING = -1
-# with so many classes to choose from it says something whether the right one is among five
+# with fewer classes, top-5 accuracy says little
 CLASSES_FOR_TOP5 = 20
 
 
 class Run(LightningModule):
-    """The network of a row, what it is trained with, and how well it does."""
+    """The network of a row, with its training, its validation and its metrics."""
 
     def __init__(self, settings: Settings, row: Row, seed: int, source: Source, workers: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Run(LightningModule):
             regularisers.insert(self.network, row.noise.kind, row.noise.keep_prob, block_size, row.noise.rate)
         self.loss = nn.CrossEntropyLoss(label_smoothing=row.label_smoothing)
         self.schedule: KeepProbSchedule | None = None
-        # [epoch, value] by name, seconds of a step by epoch, and of all so far; part of the checkpoint
+        # in the checkpoint: [epoch, value] by name, seconds per step by epoch, and total seconds
         self.curves: dict[str, list[list[float]]] = {}
         self.step_seconds: list[float] = []
         self._seconds_before, self._started = 0.0, time.monotonic()
@@ -55,15 +55,15 @@ class Run(LightningModule):
         self.register_buffer("std", torch.tensor(source.std).view(shape) * 255, persistent=False)
         ks = {"top1": 1} | ({"top5": 5} if source.classes >= CLASSES_FOR_TOP5 else {})
         accuracies = {
-            # what is checked is known here, and on a GPU each check waits for it
+            # the inputs are valid, and on a GPU each check would wait for the device
             name: MulticlassAccuracy(
                 source.classes, top_k=k, average="micro", ignore_index=PADDING, validate_args=False
             )
             for name, k in ks.items()
         }
-        # without a check for NaN, which leaves them out: the loss of a training that diverged is not a number
+        # keep NaN: a training that diverged has a loss of NaN
         train_loss, self.val_loss = (MeanMetric(nan_strategy="disable") for _ in range(2))
-        # no image of a training is padding, and to leave some out a GPU has to be waited for, in each step
+        # no ignore_index: training has no padding, and ignoring would wait for a GPU in each step
         train_top1 = MulticlassAccuracy(source.classes, average="micro", validate_args=False)
         self.train_metrics = MetricCollection({"loss": train_loss, "top1": train_top1}, prefix="train_")
         self.val_metrics = MetricCollection(dict(accuracies))
@@ -124,7 +124,7 @@ class Run(LightningModule):
 
     @property
     def seconds(self) -> float:
-        """What the training has taken, without what was lost where it was stopped."""
+        """Training time in seconds, without the time lost to interruptions."""
         return self._seconds_before + time.monotonic() - self._started
 
     def configure_optimizers(self) -> Any:
@@ -151,7 +151,7 @@ class Run(LightningModule):
     # --- validation --------------------------------------------------------------------------------------------------
 
     def on_validation_start(self) -> None:
-        """Each process has the running statistics of its own images; the first one's are what is saved."""
+        """Copy the running statistics of the first process, which are saved, to the others."""
         if self.trainer.world_size > 1:
             for buffer in self.network.buffers():
                 distributed.broadcast(buffer, 0)
@@ -172,7 +172,7 @@ class Run(LightningModule):
     # --- images ------------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Made again for each epoch: from here on all that the epoch draws follows from the numbers hashed here."""
+        """Build the loader of an epoch, and seed PyTorch's generator for it from the numbers hashed here."""
         epoch, trainer = self.trainer.current_epoch, self.trainer
         images = self.source.train_of(self.row)
         order: DistributedSampler[Any] = DistributedSampler(
@@ -195,7 +195,7 @@ class Run(LightningModule):
             self.settings.batch_size // self.trainer.world_size,
             num_workers=self.workers,
             pin_memory=on_gpu,
-            # an iterator draws a seed for its workers, and Lightning makes more of them than there are epochs
+            # each iterator draws a seed for its workers, and Lightning makes more iterators than epochs
             generator=torch.Generator(),
             **options,
         )
@@ -206,7 +206,7 @@ def _seed_worker(number: int, worker: int) -> None:
 
 
 class Shard(Dataset[tuple[Tensor, int]]):
-    """Every world-th image, and all shards of one length: what is missing is an image with a label not counted."""
+    """Every `world`-th image, starting at `rank`; shorter shards are filled with an image labelled `PADDING`."""
 
     def __init__(self, images: Dataset[Any], rank: int, world: int) -> None:
         self.images, self.rank, self.world = images, rank, world
@@ -221,5 +221,5 @@ class Shard(Dataset[tuple[Tensor, int]]):
 
 
 def hashed(*numbers: int) -> int:
-    """32 bits, as NumPy's seed has."""
+    """Hash numbers to 32 bits, the size of NumPy's random seed."""
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:4], "big")

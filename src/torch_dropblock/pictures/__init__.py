@@ -1,1 +1,1 @@
-"""Images in, pictures of DropBlock out. Imports `layer` and what it stands on, and the extra `cli`."""
+"""Pictures of DropBlock. Imports `layer` and what it stands on, and the extra `cli`."""

@@ -1,4 +1,4 @@
-"""What `torch-dropblock demo` shows: the article's pictures, and a table of shares dropped."""
+"""Content of `torch-dropblock demo`: the article's pictures, and a table of shares dropped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MASKS = 1000
 
 
 class Demo:
-    """The photograph, a mask of each block size, and what follows from them; the same for the same seed."""
+    """The photograph and a mask of each block size, reproducible for a random seed."""
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -35,7 +35,7 @@ class Demo:
         }
 
     def pages(self) -> dict[str, Figure]:
-        """The pictures by file name; to be called, and saved, inside `figures.house_style()`."""
+        """Draw the pictures by file name; call this and save them inside `figures.house_style()`."""
         names = {block: f"Block {joined(block)}" for block in self.masks}
         names[1, 1] += ", Dropout"
         names[self.size] += ", the map"
@@ -75,7 +75,7 @@ class Demo:
         }
 
     def shares(self) -> list[tuple[str, ...]]:
-        """For each block: its size, γ, and the share dropped in percent, as asked, expected, measured, and pictured."""
+        """Return for each block its size, γ, and the share dropped in percent: asked, expected, measured, pictured."""
         rows: list[tuple[str, ...]] = []
         for block, kept in self.masks.items():
             gamma = geometry.seed_probability(self.size, block, KEEP_PROB)
@@ -87,7 +87,7 @@ class Demo:
         return rows
 
     def _measured(self, block: tuple[int, int]) -> tuple[float, float]:
-        """The share dropped over independent masks: the mean, and its standard error."""
+        """Return the mean share dropped over independent masks, and its standard error."""
         kept = []
         for _ in range(MASKS // 50):
             ones = torch.ones(50, 1, *self.size)

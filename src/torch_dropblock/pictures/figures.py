@@ -1,10 +1,10 @@
 """Pictures of what is dropped.
 
 The `draw_*` functions take axes and data and return the axes; the `*_page` functions lay such panels out on a new
-`matplotlib.figure.Figure`. None of them touches pyplot, so no window opens and no figure is left open. Both belong
-inside `house_style()`, and so does saving, since matplotlib looks its settings up until the last moment.
+`matplotlib.figure.Figure`. None uses pyplot, so no window opens and no figure stays open. Call them and save their
+figures inside `house_style()`, since matplotlib reads some settings only when it saves.
 
-matplotlib is imported by the functions that need it, so that the command can start without it.
+The functions import matplotlib themselves, so that the command can start without it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 DPI = 150
 # inches
 MARGIN, GAP, HEAD, CAPTION, FOOT = 0.45, 0.4, 0.9, 0.6, 0.4
-MIN_WIDTH = 7.6  # of a page, so that its title and note fit
+MIN_WIDTH = 7.6  # of a page, for its title and note
 
 INK, MUTED, ACCENT = "#1d2733", "#5f6b78", "#c2452d"
 KEPT, DROPPED = "#cfe1f2", INK
@@ -39,7 +39,7 @@ KEEP_RATES = "viridis"
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """One look everywhere, whatever the user's own matplotlibrc says."""
+    """Apply one style, independent of the user's matplotlibrc."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -63,7 +63,7 @@ def house_style() -> Iterator[None]:
 
 
 def dropout_mask(size: tuple[int, int], keep_prob: float, generator: torch.Generator) -> Tensor:
-    """True where Dropout keeps a unit of a map of this size."""
+    """Draw a mask of Dropout for a map of this size: True where a unit is kept."""
     return torch.rand(size, generator=generator) < keep_prob
 
 
@@ -74,7 +74,7 @@ def drop_block_mask(
     generator: torch.Generator,
     rate: Rate = "exact",
 ) -> Tensor:
-    """True where DropBlock keeps a unit of a map of this size: where it does not turn a one into a zero."""
+    """Draw a mask of DropBlock for a map of this size: True where a unit is kept."""
     ones = torch.ones(1, *size)
     return drop_block2d(ones, block_size, keep_prob=keep_prob, rate=rate, generator=generator)[0] != 0
 
@@ -87,7 +87,7 @@ def share_dropped(kept: Tensor) -> float:
 
 
 def draw_mask(axes: Axes, kept: Tensor) -> Axes:
-    """A mask of shape (H, W), unit by unit: dark where dropped."""
+    """Draw a mask of shape (H, W), unit by unit, dark where dropped."""
     from matplotlib.colors import ListedColormap
 
     height, width = kept.shape
@@ -100,7 +100,7 @@ def draw_mask(axes: Axes, kept: Tensor) -> Axes:
 
 
 def draw_picture(axes: Axes, picture: Tensor) -> Axes:
-    """A picture of shape (3, H, W) in [0, 1]; one smaller than the axes keeps its pixels sharp."""
+    """Draw a picture of shape (3, H, W) in [0, 1]; one smaller than the axes keeps sharp pixels."""
     height, width = picture.shape[1:]
     shown = axes.get_window_extent()
     enlarged = min(shown.width / width, shown.height / height) > 1
@@ -110,7 +110,7 @@ def draw_picture(axes: Axes, picture: Tensor) -> Axes:
 
 
 def draw_keep_rates(axes: Axes, keep_rates: Tensor) -> Axes:
-    """How often each unit of a map of shape (H, W) is kept, with a colour bar."""
+    """Draw a map of keep rates of shape (H, W), with a colour bar."""
     from matplotlib.colorbar import Colorbar
 
     image = axes.imshow(100 * keep_rates.numpy(), cmap=KEEP_RATES)
@@ -123,7 +123,7 @@ def draw_keep_rates(axes: Axes, keep_rates: Tensor) -> Axes:
 
 
 def draw_middle_row(axes: Axes, exact: Tensor, paper: Tensor, keep_prob: float) -> Axes:
-    """The keep rates along the middle row of two maps of shape (H, W), against what was asked."""
+    """Plot the keep rates along the middle row of two maps of shape (H, W), and the requested rate."""
     row, width = exact.shape[0] // 2, exact.shape[1]
     edges = range(width + 1)
     axes.stairs(100 * paper[row].numpy(), edges, baseline=None, color=MUTED, linewidth=1.2, label="γ of the paper")
@@ -139,7 +139,7 @@ POINTS = (ACCENT, "#e8927c", INK, "#6b8fb5", "#c9a227")
 
 
 def draw_ratios(axes: Axes, ratios: dict[str, list[float]], cases: Sequence[str]) -> Axes:
-    """What each contender costs, as a multiple of the product, case by case: one row of points a case."""
+    """Plot the cost of each contender as a multiple of the product, one row of points per case."""
     rows = range(len(cases))
     for (name, values), color in zip(ratios.items(), POINTS, strict=False):
         axes.scatter(values, rows, color=color, s=36, label=name, zorder=3)
@@ -167,7 +167,7 @@ def draw_ratios(axes: Axes, ratios: dict[str, list[float]], cases: Sequence[str]
 
 
 def caption(axes: Axes, name: str, detail: str) -> Axes:
-    """A panel's name, and below it in grey what is to be known about it."""
+    """Write a panel's name above it, and a detail in grey below the name."""
     axes.set_title(name, loc="left", pad=20, fontsize=11, fontweight="bold")
     axes.annotate(detail, (0, 1), xytext=(0, 6), xycoords="axes fraction", textcoords="offset points", color=MUTED)
     return axes
@@ -177,7 +177,7 @@ def caption(axes: Axes, name: str, detail: str) -> Axes:
 
 
 def ones_page(kept: dict[str, Tensor], title: str, note: str) -> Figure:
-    """Masks of shape (H, W), by name, side by side."""
+    """Draw masks of shape (H, W) side by side, by name."""
     figure, grid = _page(title, note, len(kept), len(kept), (3.6, 3.6))
     for axes, (name, mask) in zip(grid, kept.items(), strict=True):
         caption(draw_mask(axes, mask), name, f"{percent(share_dropped(mask))} of this map dropped")
@@ -187,15 +187,15 @@ def ones_page(kept: dict[str, Tensor], title: str, note: str) -> Figure:
 def photo_page(
     photo: Tensor, kept: dict[str, Tensor | None], title: str, note: str, *, columns: int, scale: float
 ) -> Figure:
-    """A photograph under one mask after the other; what is kept is as bright as it was, without the layer's factor.
+    """Draw a photograph under each mask; kept pixels are not multiplied by the layer's scale.
 
     Args:
         photo: shape (3, H, W), values in [0, 1].
         kept: the mask of each panel, of shape (H, W), by name; None shows the photograph whole.
-        title: of the page.
+        title: title of the page.
         note: a line below the title.
         columns: panels in a row.
-        scale: dots of the page for one pixel of the photograph.
+        scale: dots of the page per pixel of the photograph.
     """
     height, width = (scale * side / DPI for side in photo.shape[1:])
     figure, grid = _page(title, note, len(kept), columns, (width, height))
@@ -209,7 +209,7 @@ def photo_page(
 
 
 def keep_rates_page(size: tuple[int, int], block_size: int, keep_prob: float) -> Figure:
-    """The keep rate of every position for the exact γ, and a cut through it beside the paper's."""
+    """Draw the keep rate of every position for the exact γ, and its middle row beside that of the paper's γ."""
     exact, paper = (
         geometry.keep_rate_map(size, block_size, geometry.seed_probability(size, block_size, keep_prob, rate))
         for rate in checks.RATES
@@ -238,7 +238,7 @@ def keep_rates_page(size: tuple[int, int], block_size: int, keep_prob: float) ->
 
 
 def ratios_page(ratios: dict[str, list[float]], cases: Sequence[str], note: str) -> Figure:
-    """The costs of a benchmark, by contender."""
+    """Plot the costs of a benchmark by contender."""
     figure, (axes,) = _page("What a layer costs", note, 1, 1, (9.5, 0.28 * len(cases) + 0.4), foot=0.8)
     box = axes.get_position()
     axes.set_position((0.32, box.y0, 0.63, box.height))
@@ -256,7 +256,7 @@ def _page(
     gap: float = GAP,
     foot: float = FOOT,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with a title, a note, and below them panels row by row, each `panel` inches wide and high."""
+    """Make a figure with a title, a note, and rows of panels; `panel` is their width and height in inches."""
     from matplotlib.figure import Figure
 
     width, height = panel

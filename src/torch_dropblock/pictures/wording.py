@@ -1,4 +1,4 @@
-"""Sizes and shares as text."""
+"""Formatting of sizes and shares."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def percent(share: float) -> str:
-    """A share with enough decimals that a small one does not read 0 %, nor one close to 1 100 %."""
+    """Format a share with enough decimals: only exact 0 and 1 read 0 % and 100 %."""
     if share <= 0 or share >= 1:
         return f"{100 * share:.0f} %"
     if share < 1e-6:

@@ -1,1 +1,1 @@
-"""A page on this machine that shows every setting. Imports `pictures`, `networks`, and the extra `playground`."""
+"""A local web page to try every setting. Imports `pictures`, `networks`, and the extra `playground`."""

@@ -1,8 +1,7 @@
-"""The playground's page in Gradio: controls in, the parts of `playground_page` out.
+"""The playground's page in Gradio: its controls, and the functions that update the parts of `page`.
 
-An uploaded picture lies in a `gr.State`, one for each visitor; `playground_sessions` ends it when the page is closed.
-The pictures that are shown are written into the page, so Gradio handles no file at all: of an upload it gets the name
-under which `playground_uploads` has the picture.
+An uploaded picture is in a `gr.State`, one per visitor; `sessions` deletes it when the page is closed. Pictures are
+embedded in the page, so Gradio handles no file: for an upload it gets only the name under which `uploads` keeps it.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ NEXT_SEED = f"seed => (Number(seed) + 1) % {LARGEST_SEED + 1}"
 
 
 class Controls(NamedTuple):
-    """In the order in which their values reach `_settings`."""
+    """Controls in the order of their values in `_settings`."""
 
     method: gr.Radio
     square: gr.Checkbox
@@ -42,15 +41,15 @@ class Controls(NamedTuple):
 
 
 def blocks(take: Callable[[str], Picture]) -> gr.Blocks:
-    """The page: what is on it, and what happens when it is used.
+    """Build the page: its layout and its events.
 
     Args:
-        take: returns the picture that was uploaded under a name, or raises a ValueError that says why there is none.
+        take: returns the picture that was uploaded under a name; raises ValueError with the reason if there is none.
     """
     first = draw(Settings(), builtin_levels())
     content: gr.Blocks
     with gr.Blocks(title=TITLE, analytics_enabled=False) as content:
-        picture = gr.State(None)  # None: the built-in one
+        picture = gr.State(None)  # None: the built-in photograph
         gr.HTML(page.heading(TITLE), elem_id="heading")
         with gr.Column(elem_id="layout"):
             with gr.Column(elem_id="pictures"):
@@ -82,9 +81,9 @@ def blocks(take: Callable[[str], Picture]) -> gr.Blocks:
                 details = gr.HTML(page.details(first), elem_id="details")
 
         values, shown = [picture, *controls], [message, caption, mask, numbers, code, details]
-        # `playground_gate` serves one call at a time, so none needs a queue. While a picture is drawn, "always_last"
-        # skips all that a slider passes but its last place. Number boxes hold anything while they are typed in, so
-        # nothing is preprocessed: `Settings` says what is wrong.
+        # queue: `gate` serves one call at a time.
+        # trigger_mode: while a picture is drawn, "always_last" skips all positions of a slider but the last.
+        # preprocess: a half-typed number is checked by `Settings`, which reports what is wrong.
         how: dict[str, Any] = {
             "show_progress": "hidden", "api_visibility": "private", "queue": False, "preprocess": False,
         }  # fmt: skip
@@ -96,7 +95,7 @@ def blocks(take: Callable[[str], Picture]) -> gr.Blocks:
         )
         builtin.click(_builtin, values, [picture, original, under, *shown], **how)
 
-        # a block that becomes square, or ceases to be, is at first as wide as it is high
+        # toggling "Square block" sets the width to the height
         controls.square.input(None, controls.height, controls.width, js="height => height")
         controls.square.input(_arrange_block, controls.square, [controls.height, controls.width], **last)
         own = [controls.square, controls.height, controls.width, controls.rate, controls.share_channels]
@@ -106,13 +105,13 @@ def blocks(take: Callable[[str], Picture]) -> gr.Blocks:
 
 
 def _controls(first: Settings) -> tuple[Controls, gr.Button]:
-    """All that sets the layer, and the button that draws again."""
+    """Make the controls, and the button that draws again."""
     with gr.Group():
         method = gr.Radio(
             METHODS,
             value=first.method,
             label="Method",
-            info="What goes at once: a block, a unit, or a whole channel.",
+            info="Drops blocks, single units, or whole channels.",
             elem_id="method",
         )
         square = gr.Checkbox(True, label="Square block", elem_id="square")
@@ -129,7 +128,7 @@ def _controls(first: Settings) -> tuple[Controls, gr.Button]:
         )  # fmt: skip
         rate = gr.Radio(
             checks.RATES, value=first.rate, label="γ", elem_id="rate",
-            info="exact drops what is asked; paper, where blocks overlap, somewhat less.",
+            info="exact drops the requested share; paper drops less if blocks overlap.",
         )  # fmt: skip
         share_channels = gr.Checkbox(
             first.share_channels, label="Shared channels", info="One mask for all three colours.", elem_id="share"
@@ -140,7 +139,7 @@ def _controls(first: Settings) -> tuple[Controls, gr.Button]:
             info="Units of the feature map along the longer side of the picture.",
         )  # fmt: skip
         seed = gr.Number(
-            first.seed, label="Seed", info="The same seed draws the same mask.", precision=0, elem_id="seed"
+            first.seed, label="Seed", info="Random seed; the same one draws the same mask.", precision=0, elem_id="seed"
         )
         again = gr.Button("Draw again", variant="primary", elem_id="again")
     with gr.Group():
@@ -163,7 +162,7 @@ def _settings(
 
 
 def _show(picture: Picture | None, *values: Any) -> list[Any]:
-    """The message, the picture under the layer, the details and the code; what is wrong leaves all but the first."""
+    """Update the message, the picture, the numbers, the code and the details; an error updates the message alone."""
     empty = [name for name, value in zip(Controls._fields, values, strict=True) if value is None]
     if empty:
         return [page.message(f"{empty[0]} is empty"), *[gr.skip()] * 5]
@@ -196,5 +195,5 @@ def _arrange_block(square: bool) -> list[Any]:
 
 
 def _arrange_method(method: str) -> list[Any]:
-    """Only DropBlock has a block, a rate, shared channels and a schedule."""
+    """Enable the controls of block, rate, shared channels and schedule for DropBlock alone."""
     return [gr.update(interactive=method == "DropBlock")] * 7

@@ -1,7 +1,7 @@
 """Calls that a page makes: every argument is checked before Gradio gets it.
 
-Gradio opens, copies or fetches a file that an argument names, whatever the control. So a call is taken apart here and
-made anew of null, numbers, words, true and false: no argument can name a file.
+Gradio opens, copies or fetches a file that an argument of any control names. `Calls` therefore rebuilds each call from
+null, numbers, strings, true and false, so that no argument can name a file.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-SESSION = re.compile(r"[0-9a-z]{1,32}")  # as Gradio's pages make it
-UPLOAD = re.compile(r"[0-9a-f]{32}")  # as `playground_uploads` makes it
+SESSION = re.compile(r"[0-9a-z]{1,32}")  # the form of Gradio's pages
+UPLOAD = re.compile(r"[0-9a-f]{32}")  # the form of `uploads`
 LARGEST_NUMBER = 2**53  # JavaScript holds whole numbers up to it exactly
 
 
-class Refused(Exception):  # noqa: N818 - an answer to a client, no fault of the server
-    """The HTTP status and the reason with which a request is refused."""
+class Refused(Exception):  # noqa: N818 - an answer to a client, not a server error
+    """Raised to refuse a request, with an HTTP status and a reason."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -25,14 +25,14 @@ class Refused(Exception):  # noqa: N818 - an answer to a client, no fault of the
 
 
 class Call(NamedTuple):
-    """A checked call: the session that makes it, and its JSON."""
+    """A checked call: its session and its JSON."""
 
     session: str
     body: bytes
 
 
 class Calls:
-    """Checks calls of the functions in a page's config."""
+    """Check calls of the functions in a page's config."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         components = {component["id"]: component for component in config["components"]}
@@ -43,10 +43,10 @@ class Calls:
         }
 
     def checked(self, body: bytes) -> Call:
-        """Return the call in a request's body, made anew.
+        """Return the call in a request's body, rebuilt from checked values.
 
         Raises:
-            Refused: the body is no call, or an argument is not of its control's kind.
+            Refused: the body is not a valid call, or an argument does not fit its control.
         """
         try:
             sent = json.loads(body)
@@ -74,7 +74,7 @@ def _check(component: Mapping[str, Any], value: object) -> None:
         raise Refused(422, f"{name} cannot be an argument: the server has no check for a {kind}")
     wanted, is_right = _KINDS[kind]
     if not is_right(value, properties):
-        # not the value itself, which may be long, or name a file
+        # the value itself may be long or name a file
         raise Refused(422, f"{name} must be {wanted}, got {_JSON_NAMES.get(type(value), 'another value')}")
 
 
@@ -83,7 +83,7 @@ def _is_choice(value: object, properties: Mapping[str, Any]) -> bool:
 
 
 def _is_number(value: object, _: Mapping[str, Any]) -> bool:
-    """Also null, from an empty box: the function says which one is empty."""
+    """Accept null too, from an empty box: the function reports which one is empty."""
     return value is None or (
         isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
     )
@@ -94,7 +94,7 @@ def _is_upload(value: object, _: Mapping[str, Any]) -> bool:
 
 
 _NUMBER = f"a number from -{LARGEST_NUMBER} to {LARGEST_NUMBER}"
-# by Gradio's name of a control: what its value must be, and whether it is
+# by Gradio's name of a control: the constraint on its value, in words and as a check
 _KINDS: dict[str, tuple[str, Callable[[object, Mapping[str, Any]], bool]]] = {
     "state": ("null: the server keeps it", lambda value, _: value is None),
     "checkbox": ("true or false", lambda value, _: isinstance(value, bool)),

@@ -1,8 +1,7 @@
-"""What a request must be to reach Gradio.
+"""The filter in front of Gradio.
 
-Gradio serves some eighty routes, among them files of this machine and addresses of others. The page needs seven, and
-no other is served. What reaches Gradio is made anew here: without a query, with few headers, and with arguments that
-`playground_calls` has checked.
+Gradio serves some eighty routes, which include files of this machine and addresses of others. The page needs seven;
+`Gate` refuses the rest. It rebuilds each request: no query, few headers, and arguments that `calls` has checked.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ UPLOAD = "/gradio_api/upload"
 CALL = "/gradio_api/run/predict"
 LARGEST_CALL = 10_000  # bytes
 PASSED_ON = {b"host", b"accept", b"accept-encoding", b"user-agent"}
-# the page loads nothing from elsewhere, sends nothing elsewhere, and is no part of another site's page
+# the page loads and sends nothing elsewhere, and no other site can embed it
 HEADERS = {
     "content-security-policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; base-uri 'self'; "
     "form-action 'none'; frame-ancestors 'none'; object-src 'none'",
@@ -37,14 +36,14 @@ HEADERS = {
 
 
 class Gate:
-    """An ASGI application in front of Gradio's."""
+    """An ASGI application that passes only safe requests on to Gradio's."""
 
     def __init__(self, app: ASGIApp, calls: Calls, uploads: Uploads, sessions: Sessions) -> None:
         self._app = app
         self._calls = calls
         self._uploads = uploads
         self._sessions = sessions
-        self._one_at_a_time = asyncio.Lock()  # and in order: no older picture comes after a newer one
+        self._one_at_a_time = asyncio.Lock()  # in order, so that no older picture replaces a newer one
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -94,12 +93,12 @@ class Gate:
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(call.body)).encode())]
         async with self._one_at_a_time:
             await self._app(_anew(request.scope, headers), body, _without_reasons(keep))
-        for message in answer:  # outside of the lock: a client may be slow to take it
+        for message in answer:  # outside the lock, since a client may read slowly
             await send(message)
 
 
 def _check_source(request: Request) -> None:
-    """Refuse what a page of another site sends, or one under a name that leads here by a trick of its DNS server."""
+    """Refuse requests from pages of other sites, and from host names that resolve here (DNS rebinding)."""
     scope, headers = request.scope, request.headers
     port = scope["server"][1]
     host = headers.get("host", "").lower()
@@ -142,7 +141,7 @@ def _with_headers(send: Send) -> Send:
 
 
 def _without_reasons(send: Send) -> Send:
-    """Pass on an answer; of an error only its status, since Gradio's reasons name files."""
+    """Pass answers on, but only the status of an error, since Gradio's reasons name files."""
     is_error = False
 
     async def send_less(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""The parts of the playground's page: a view's pictures and numbers as HTML, for any page that has `page.css`."""
+"""Parts of the playground's page: a view's pictures and numbers as HTML, styled by `page.css`."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def original(levels: Levels, name: str) -> str:
 
 
 def under_the_mask(levels: Levels) -> str:
-    """The picture again, for `mask` to be laid over it; so only the mask is sent when a setting changes."""
+    """Return the picture that lies under `mask`, so that a change of settings sends only the mask."""
     return _image(levels, "")
 
 
 def mask(view: View) -> str:
-    """Full where a channel keeps its unit, 0 where not: multiplied with the picture it is what the layer leaves."""
+    """Return the mask as an image, 255 where a channel keeps its unit and else 0; the page multiplies it in."""
     said = f"The picture under {view.settings.method}, {percent(view.share_dropped)} of it dropped"
     return _image(255 * view.kept.transpose(1, 2, 0).astype(np.uint8), said)
 
@@ -50,12 +50,12 @@ def caption(view: View) -> str:
 
 
 def details(view: View) -> str:
-    """The masks, the keep rates and the schedule."""
+    """Return the masks, the keep rates and the schedule."""
     return f'<div class="cards">{masks(view)}{keep_rates(view)}{schedule(view)}</div>'
 
 
 def message(text: str) -> str:
-    """What went wrong, for everyone to see and for a screen reader to say; empty if nothing did."""
+    """Return an error message, which screen readers announce; empty if there is none."""
     return f'<p class="message" role="alert"><strong>Not done:</strong> {escape(text)}</p>' if text else ""
 
 
@@ -70,7 +70,7 @@ def numbers(view: View) -> str:
         "Kept: scaled by": f"{view.scale:.3f}",
     }
     content = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in cells.items())
-    note = "± is the standard error. The layer scales what is kept; the picture shows it as it was."
+    note = "± is the standard error. The layer scales kept units; the picture shows them unscaled."
     if view.settings.method == "DropBlock" and view.block != view.settings.block_size:
         note = f"The block was clamped to {joined(view.block)}: it is larger than the map. {note}"
     return f'<dl>{content}</dl><p class="note">{note}</p>'
@@ -103,7 +103,7 @@ def keep_rates(view: View) -> str:
 
 
 def schedule(view: View) -> str:
-    """keep_prob over the training, with a mark where it is now."""
+    """Plot keep_prob over the training, with a mark at the current progress."""
     settings = view.settings
     now = settings.progress
     marked = f"After {100 * now:.0f} % of the training: {view.keep_prob:.3g}; at the end: {settings.keep_prob:g}"
@@ -146,12 +146,12 @@ def _picture(title: str, note: str, image: str) -> str:
 
 
 def _image(levels: Levels, alt: str) -> str:
-    """A picture inside the page, so that no file of it is kept and nobody else can ask for it."""
+    """Embed a picture in the page, so that no file of it exists and nobody else can fetch it."""
     file = io.BytesIO()
-    Image.fromarray(levels).save(file, "PNG", compress_level=1)  # a higher level takes longer than the rest
+    Image.fromarray(levels).save(file, "PNG", compress_level=1)  # a higher level would take longer than everything else
     data = base64.b64encode(file.getvalue()).decode()
     height, width = levels.shape[:2]
-    # decoded at once, or the page would flash empty at each change
+    # decoding="sync": otherwise the page flashes empty at each change
     return (
         f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" decoding="sync" '
         f'alt="{escape(alt)}">'

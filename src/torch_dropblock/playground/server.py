@@ -1,4 +1,4 @@
-"""The playground's server: for this machine alone, with no call to any other."""
+"""The playground's server, which only this machine can reach and which contacts no other."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ def serve(folder: Path, port: int | None, open_browser: bool, ready: Callable[[s
     """Serve the playground until it is interrupted.
 
     Args:
-        folder: where uploads lie while they are read; nobody else may write there.
-        port: where to listen; None takes the first free one from `FIRST_PORT` on.
+        folder: folder for uploads while they are read; nobody else may write there.
+        port: port to listen on; None takes the first free one from `FIRST_PORT` on.
         open_browser: show the page in the user's browser.
-        ready: called with the address once the page can be asked for.
+        ready: called with the address once the server accepts requests.
 
     Raises:
-        ValueError: the port cannot be had.
+        ValueError: the port cannot be used.
     """
     with _listening(port) as listener:
         url = f"http://{HOST}:{listener.getsockname()[1]}"
 
         def started() -> None:
             ready(url)
-            if open_browser:  # in a thread, since a browser in the terminal keeps it until it is left
+            if open_browser:  # in a thread, since a browser in the terminal blocks until it is closed
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
-        # a page that is still open keeps its connection, which would hold up the end
+        # timeout_graceful_shutdown: an open page keeps its connection, which would delay the end
         config = uvicorn.Config(
             create_app(folder),
             log_level="warning",
@@ -60,13 +60,13 @@ def serve(folder: Path, port: int | None, open_browser: bool, ready: Callable[[s
             proxy_headers=False,
             server_header=False,
         )
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that being terminated ends well too
-        with suppress(KeyboardInterrupt):  # uvicorn raises the signal once more after it has ended well
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # end cleanly on SIGTERM too
+        with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after a clean shutdown
             Server(config, started).run([listener])
 
 
 class Server(uvicorn.Server):
-    """One that says when it has started."""
+    """A server that calls `started` once it has started."""
 
     def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
         super().__init__(config)
@@ -77,33 +77,33 @@ class Server(uvicorn.Server):
         self._started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # pages that are still open keep a request running, and uvicorn tells of each that it ends with a traceback
+        # open pages keep a request running, and uvicorn logs a traceback for each that it ends
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         await super().shutdown(sockets)
 
 
 def create_app(folder: Path) -> Gate:
-    """The page behind its gate.
+    """Build the page behind its gate.
 
     Args:
-        folder: as for `serve`.
+        folder: see `serve`.
     """
     uploads = Uploads(folder)
     content = blocks(uploads.take)
     content.state_session_capacity = MOST_SESSIONS
     app = gr.mount_gradio_app(
-        FastAPI(openapi_url=None),  # and so no pages of documentation
+        FastAPI(openapi_url=None),  # no documentation pages
         content,
         "/",
         theme=_theme(),
         css=page.STYLE,
         footer_links=[],
         run_history=False,
-        max_file_size=LARGEST_FILE,  # for the page, which says so before it sends a file
+        max_file_size=LARGEST_FILE,  # the page reports it before it sends a file
         enable_monitoring=False,
         show_error=False,
         app_kwargs={"openapi_url": None},
-        # given, since environment variables would decide otherwise
+        # explicit, or environment variables would set them
         ssr_mode=False,
         mcp_server=False,
         pwa=False,
@@ -118,7 +118,7 @@ def create_app(folder: Path) -> Gate:
 
 
 def _theme() -> gr.themes.Base:
-    """The colours of `figures`, dark enough to be read, and the system's fonts: Gradio's own themes fetch theirs."""
+    """Return a theme with readable colours of `figures` and system fonts; Gradio's themes download fonts."""
     accent = gr.themes.Color(
         "#fdf3f0", "#fbe3dc", "#f5c4b6", "#ec9c87", "#dd7158", figures.ACCENT, "#b03d27", "#933321", "#74291b",
         "#5a2118", "#33120d",
@@ -146,18 +146,18 @@ def _theme() -> gr.themes.Base:
 def _listening(port: int | None) -> Iterator[socket.socket]:
     tried = range(FIRST_PORT, FIRST_PORT + PORTS_TRIED) if port is None else (port,)
     reason: str | None = None
-    # with the protocol named, asyncio sends each part of an answer at once, not 40 ms later
+    # asyncio sends without a delay of 40 ms only if the protocol is named
     with socket.socket(proto=socket.IPPROTO_TCP) as listener:
-        if os.name == "posix":  # elsewhere it would let two servers have one port
+        if os.name == "posix":  # on Windows it would let two servers share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         for number in tried:
             try:
                 listener.bind((HOST, number))
-            except OSError as error:  # noqa: PERF203 - a port that is taken is the exception
+            except OSError as error:  # noqa: PERF203 - taken ports are rare
                 reason = error.strerror
             else:
                 listener.listen()
                 yield listener
                 return
     which = f"port {port}" if port is not None else f"the {PORTS_TRIED} ports from {FIRST_PORT} on"
-    raise ValueError(f"{which} cannot be had on {HOST}: {reason}; choose another with --port")
+    raise ValueError(f"{which} cannot be used on {HOST}: {reason}; choose another with --port")

@@ -1,4 +1,4 @@
-"""The pages that are open, at most so many at once, so that no flood of them makes the server grow."""
+"""Open pages, limited in number so that a flood of them cannot exhaust memory."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from .calls import Refused
 
 MOST_SESSIONS = 32
-MOST_STREAMS = 2  # of one page: a new heartbeat may begin before the old one has ended
+MOST_STREAMS = 2  # per page: a new heartbeat may begin before the old one has ended
 
 
 class Sessions:
-    """Sessions in the order of their beginning; a page that is open keeps a stream, its heartbeat.
+    """Sessions, oldest first; an open page keeps a stream, its heartbeat.
 
     Args:
-        forget: called with a session that has ended, to delete what is kept for it.
+        forget: called with a session that has ended, to delete its data.
     """
 
     def __init__(self, forget: Callable[[str], None]) -> None:
@@ -23,15 +23,15 @@ class Sessions:
         self._forget = forget
 
     def enter(self, session: str) -> None:
-        """Begin a session, unless it has begun; for that, the oldest one without an open page may end.
+        """Begin a session unless it has begun; at the limit, end the oldest one without an open page.
 
         Raises:
-            Refused: as many pages are open as there may be.
+            Refused: `MOST_SESSIONS` pages are open.
         """
         if session not in self._streams and len(self._streams) >= MOST_SESSIONS:
             without_page = next((name for name, streams in self._streams.items() if not streams), None)
             if without_page is None:
-                raise Refused(503, f"{MOST_SESSIONS} pages are open, which is the most; close one and reload this one")
+                raise Refused(503, f"{MOST_SESSIONS} pages are open, the maximum; close one and reload this one")
             self._end(without_page)
         self._streams.setdefault(session, 0)
 
@@ -40,7 +40,7 @@ class Sessions:
         """Keep a session while its page is open.
 
         Raises:
-            Refused: as many pages, or streams of this one, are open as there may be.
+            Refused: `MOST_SESSIONS` pages, or `MOST_STREAMS` streams of this page, are open.
         """
         self.enter(session)
         if self._streams[session] >= MOST_STREAMS:

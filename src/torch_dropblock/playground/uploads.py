@@ -1,4 +1,4 @@
-"""Uploaded pictures: each file is read as it comes in and removed at once, so that there is none to name."""
+"""Uploaded pictures: each file is read on arrival and removed at once, so that no request can name it."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ from .calls import Refused
 from .view import SIDE, Levels, as_levels
 
 LARGEST_FILE = 100_000_000  # bytes
-LARGEST_FORM = LARGEST_FILE + 10_000  # with what a form adds
+LARGEST_FORM = LARGEST_FILE + 10_000  # with the overhead of a form
 LARGEST_PICTURE = 60_000_000  # pixels
 LONGEST_NAME = 200
 MOST_AT_ONCE = 2  # uploads
 MOST_UNSHOWN = 8  # pictures
-PATIENCE = 60.0  # seconds for a file to arrive, which takes less than one from the same machine
+PATIENCE = 60.0  # seconds for a file to arrive; from the same machine it takes less than one
 
 
 class Picture(NamedTuple):
-    """What a visitor uploaded."""
+    """An uploaded picture."""
 
     name: str
     levels: Levels
 
 
 class Uploads:
-    """Pictures that were uploaded and not shown yet, each under a random name that only its uploader gets.
+    """Uploaded pictures that are not shown yet, each under a random name that only its uploader gets.
 
     Args:
-        folder: where a file lies while it is read; only this server writes there.
+        folder: folder for a file while it is read; only this server writes there.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._unshown: OrderedDict[str, Picture | str] = OrderedDict()  # a str says why there is no picture
+        self._unshown: OrderedDict[str, Picture | str] = OrderedDict()  # a str is the reason why there is no picture
         self._receiving = 0
         self._reading = threading.Lock()  # one at a time, since a large picture takes much memory
 
     async def receive(self, request: Request) -> str:
-        """Read the picture in a form, and return the name under which `take` has it, once.
+        """Read the picture in a form, and return the name under which `take` returns it once.
 
         Raises:
-            Refused: the request is no form with one file, is too large or too slow, or others are uploaded just now.
+            Refused: the request is not a form with one file, is too large or too slow, or too many uploads are running.
         """
         if self._receiving >= MOST_AT_ONCE:
             raise Refused(503, "too many files are being uploaded; try again")
@@ -69,14 +69,14 @@ class Uploads:
         return token
 
     def take(self, token: str) -> Picture:
-        """Return the picture under a name that `receive` gave; it is kept no longer.
+        """Return and forget the picture under a name from `receive`.
 
         Raises:
-            ValueError: there is none, or the file was no picture.
+            ValueError: there is no picture under that name, or the file was not a picture.
         """
-        read = self._unshown.pop(token, "the uploaded picture is not there any more; upload it again")
+        read = self._unshown.pop(token, "the uploaded picture is no longer there; upload it again")
         if isinstance(read, str):
-            raise ValueError(read)  # noqa: TRY004 - what is wrong is the file
+            raise ValueError(read)  # noqa: TRY004 - the fault is in the file, not in a type
         return read
 
     async def _receive(self, request: Request) -> Picture | str:
@@ -99,7 +99,7 @@ class Uploads:
             await form.close()
 
     def _read(self, file: BinaryIO, sent_name: str) -> Picture | str:
-        """The picture in a file, or what is wrong with it, with the file's name and without any path."""
+        """Return the picture in a file, or an error message with the file's name and no path."""
         name = re.split(r"[/\\]", sent_name)[-1][:LONGEST_NAME] or "the file"
         path = self._folder / secrets.token_hex(16)
         try:

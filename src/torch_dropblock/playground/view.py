@@ -1,8 +1,7 @@
-"""What the playground shows for its settings: pictures and numbers, and nothing about the page that they are on.
+"""Pictures and numbers of the playground for given settings, independent of the page.
 
-The picture is taken for a feature map of three channels, red, green and blue. A layer of the library, the very one
-that the line of Python beside it makes, is called on ones of the map's size; where it gives zero, the picture under
-that unit of the map becomes black in that channel.
+The picture stands for a feature map of three channels: red, green and blue. `draw` calls the layer that the code on
+the page makes, on ones of the map's size. Where the output is zero, the picture becomes black in that channel.
 """
 
 from __future__ import annotations
@@ -28,21 +27,21 @@ METHODS = ("DropBlock", "Dropout", "SpatialDropout")
 CHANNELS = ("red", "green", "blue")
 SIDE = 512  # pixels of the picture's longer side as it is shown
 LARGEST_MAP = 128
-LARGEST_SEED = 2**32 - 1  # PyTorch's generator on the CPU takes 32 bits
-STEPS = 100  # of the training whose progress is shown
-# units of all the masks that are drawn to measure the share dropped: some milliseconds
+LARGEST_SEED = 2**32 - 1  # PyTorch's CPU generator uses 32 bits of a random seed
+STEPS = 100  # steps of the training whose progress is shown
+# units in all masks drawn to measure the share dropped: some milliseconds
 MEASURED_UNITS = 1_000_000
 MOST_DRAWS = 1000
 
 Levels = npt.NDArray[np.uint8]
 
-# PyTorch's layers draw from its one generator, which two visitors must not turn at once
+# PyTorch's layers draw from its global generator, which only one visitor may use at a time
 _generator = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be set.
+    """The playground's settings.
 
     Args:
         method: one of `METHODS`; only DropBlock has a block, a rate, shared channels and a schedule.
@@ -51,8 +50,8 @@ class Settings:
         rate: `"exact"` or `"paper"`.
         share_channels: one mask for all three colours.
         map_side: units of the feature map along the longer side of the picture.
-        seed: the same seed draws the same mask again.
-        progress: how much of the training is over, from 0 to 1.
+        seed: random seed; the same one draws the same mask again.
+        progress: share of the training that is over, in [0, 1].
         curve: the curve of the schedule, one of `CURVES`.
     """
 
@@ -81,13 +80,13 @@ class Settings:
         checks.probability("progress", self.progress)
 
     def map_size(self, levels: Levels) -> tuple[int, int]:
-        """Height and width of the feature map over a picture: in proportion, as a network's own."""
+        """Return height and width of the feature map, in the proportions of the picture."""
         height, width = levels.shape[:2]
         scale = self.map_side / max(height, width)
         return max(1, round(height * scale)), max(1, round(width * scale))
 
     def layer(self) -> nn.Module:
-        """The layer, as it is at this moment of the training."""
+        """Build the layer at the current progress of the training."""
         if self.method == "Dropout":
             return nn.Dropout(self._p)
         if self.method == "SpatialDropout":
@@ -95,7 +94,7 @@ class Settings:
         return self._drop_block(self.progress)
 
     def code(self) -> str:
-        """The Python that makes `layer()`."""
+        """Return the Python code that makes `layer()`."""
         if self.method != "DropBlock":
             name = {"Dropout": "Dropout", "SpatialDropout": "Dropout2d"}[self.method]
             return f"from torch import nn\n\nlayer = nn.{name}(p={self._p!r})"
@@ -110,7 +109,7 @@ class Settings:
         return f"from torch_dropblock import DropBlock2d, KeepProbSchedule\n\n{made}\nschedule = {schedule}"
 
     def keep_prob_at(self, progress: float) -> float:
-        """What the layer's keep_prob is at some progress of the training; that of Dropout does not change."""
+        """Return the layer's keep_prob at some progress of the training; Dropout's is constant."""
         return self._drop_block(progress).keep_prob if self.method == "DropBlock" else self.keep_prob
 
     def _drop_block(self, progress: float) -> DropBlock2d:
@@ -129,13 +128,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class View:
-    """One draw of a layer over a picture, and what follows from the settings; made by `draw`.
+    """One draw of a layer over a picture, and the numbers for its settings; made by `draw`.
 
     Args:
-        settings: what was set.
+        settings: the settings.
         levels: the picture, of shape (H, W, 3).
         kept: the mask of each channel, of shape (3, h, w).
-        scale: by which the layer multiplies what is kept; 0 if nothing is.
+        scale: factor by which the layer multiplies kept units; 0 if none is kept.
         shares: the share dropped in each of many more draws.
     """
 
@@ -147,19 +146,19 @@ class View:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Of the feature map."""
+        """Height and width of the feature map."""
         return self.settings.map_size(self.levels)
 
     @property
     def block(self) -> tuple[int, int]:
-        """What goes at once: a unit under Dropout, a whole channel under SpatialDropout, a block clamped to the map."""
+        """Height and width of a block clamped to the map: (1, 1) for Dropout, the map for SpatialDropout."""
         wanted = {"Dropout": (1, 1), "SpatialDropout": self.size}.get(self.settings.method, self.settings.block_size)
         height, width = clamp(self.size, wanted)
         return height, width
 
     @property
     def keep_prob(self) -> float:
-        """That of the layer at this moment of the training."""
+        """keep_prob of the layer at the current progress of the training."""
         return self.settings.keep_prob_at(self.settings.progress)
 
     @cached_property
@@ -168,12 +167,12 @@ class View:
 
     @property
     def expected(self) -> float:
-        """The share that is dropped over many draws, by theory."""
+        """The expected share dropped, by theory."""
         return 1 - geometry.expected_keep_rate(self.size, self.block, self.gamma)
 
     @property
     def share_dropped(self) -> float:
-        """That of this draw."""
+        """The share dropped in this draw."""
         return 1 - float(self.kept.mean())
 
     @property
@@ -183,12 +182,12 @@ class View:
 
     @cached_property
     def keep_rates(self) -> Tensor:
-        """How often each unit of the map is kept."""
+        """The probability that each unit of the map is kept."""
         return geometry.keep_rate_map(self.size, self.block, self.gamma)
 
 
 def draw(settings: Settings, levels: Levels) -> View:
-    """Call the layer on ones, as a picture's channels, and again to measure what it drops."""
+    """Call the layer on ones of three channels, and on many more to measure the share dropped."""
     layer, size = settings.layer(), settings.map_size(levels)
     draws = max(2, min(MOST_DRAWS, MEASURED_UNITS // (len(CHANNELS) * math.prod(size))))
     with _generator, torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -200,7 +199,7 @@ def draw(settings: Settings, levels: Levels) -> View:
 
 
 def as_levels(photo: Tensor) -> Levels:
-    """A photograph of shape (3, H, W) in [0, 1] as it is shown: its longer side has `SIDE` pixels."""
+    """Scale a photograph of shape (3, H, W) in [0, 1] to a longer side of `SIDE` pixels, as bytes (H, W, 3)."""
     height, width = photo.shape[1:]
     scale = SIDE / max(height, width)
     size = max(1, round(height * scale)), max(1, round(width * scale))
@@ -215,7 +214,7 @@ def _step(progress: float) -> int:
 
 @lru_cache(maxsize=1)
 def builtin_levels() -> Levels:
-    """The face in the built-in photograph, 512×512."""
+    """Return the face in the built-in photograph, 512×512."""
     levels = as_levels(builtin_photo()[:, :512])
-    levels.flags.writeable = False  # every visitor begins with it
+    levels.flags.writeable = False  # shared by all visitors
     return levels
