@@ -1,8 +1,8 @@
 """Sizes, the valid seed region, the seed probability γ and the keep rates that follow from it.
 
-All formulas describe one plane: one feature map of spatial size `s`. A block has the size `b`, clamped to `s`. Its
-seed, the first of its corners, lies in the valid seed region of size `v = s - b + 1`, so that every block lies whole
-inside the map. Each position of that region is a seed with probability γ, independently.
+All formulas describe one plane: one feature map of spatial size `s`. A block has the size `b`, clamped to `s`, and
+lies whole inside the map. So its seed, the first of its corners, lies in the valid seed region of size `v = s - b + 1`.
+Each position of that region is a seed with probability γ, independently.
 """
 
 from __future__ import annotations

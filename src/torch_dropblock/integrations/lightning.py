@@ -192,7 +192,7 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
                 generator.set_state(saved.cpu())
 
     def _restore(self, state: dict[str, Any], trainer: Any) -> None:
-        """Restore the random state; after a state from the end of an epoch, also make the data's iterator from it."""
+        """Keep a random state for the next epoch or batch; at an epoch's end, first remake the iterator from it."""
         after = state
         if self._epoch_ended:
             self._set_random_state(state)
@@ -255,7 +255,7 @@ def _steps_of(trainer: Any) -> int:
         steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
     if not 0 < steps < math.inf:  # -1 for a dataset of unknown length
         raise ValueError(
-            "the trainer does not know how many steps it will take (estimated_stepping_batches is "
+            "the trainer has no estimate of its number of steps (estimated_stepping_batches is "
             f"{steps}): give it max_steps, or DropBlockCallback its total_steps"
         )
     return int(steps)

@@ -85,7 +85,7 @@ def drop_block2d(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of its range, `input` has the wrong number of dimensions, or `inplace=True` is
+        ValueError: an argument is out of its range, or `input` has the wrong number of dimensions. Or `inplace=True` is
             used on a leaf that requires grad, a view of one, or a tensor whose elements may share memory.
 
     Source: Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018, algorithm 1.

@@ -49,7 +49,7 @@ def convert_dropblock(model: nn.Module) -> dict[str, nn.Module]:
             subclass's own methods, hooks, or parameters. The error names all of them, and nothing is converted.
 
     Warns:
-        UserWarning: the model has no such layer.
+        UserWarning: the model has no DropBlock layer of torchvision or timm.
 
     Examples:
         >>> from torchvision.ops import DropBlock2d as Theirs  # doctest: +SKIP
@@ -80,8 +80,8 @@ def convert_dropblock(model: nn.Module) -> dict[str, nn.Module]:
             )
     if refused:
         raise ValueError(
-            f"{len(refused)} layer(s) cannot be converted, since ours would not have what is named here; nothing was "
-            "converted:\n" + "\n".join(refused)
+            f"{len(refused)} layer(s) cannot be converted, since the new layers would lose what is named here; nothing "
+            "was converted:\n" + "\n".join(refused)
         )
     if not converted:
         warn(f"{type(model).__name__} has no DropBlock layer of torchvision or timm: nothing was converted")

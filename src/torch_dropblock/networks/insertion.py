@@ -66,9 +66,9 @@ def insert_dropblock(
             return a feature map of `dims` dimensions.
 
     Warns:
-        UserWarning: a pattern, or the function, matches nothing; or the type of a module shows that its output
-            has the channels last, is no feature map, is a map of one unit, or is also the output of a container
-            with a layer.
+        UserWarning: a pattern, or the function, matches nothing. Or the type of a module shows that its output is
+            unsuitable: channels last, no feature map, a map of one unit, or also the output of a container with a
+            layer.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())

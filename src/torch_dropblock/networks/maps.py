@@ -56,7 +56,7 @@ def doubts(model: nn.Module, names: Sequence[str]) -> Iterator[str]:
     points = [name for name, module in modules.items() if _pools_to_a_point(module)]
     if points:
         yield (
-            "these modules return maps of one unit, of which a DropBlock layer drops whole channels: "
+            "these modules return maps of one unit, so a DropBlock layer after them drops whole channels: "
             f"{_named(points, modules)}"
         )
     for name, module in model.named_modules():

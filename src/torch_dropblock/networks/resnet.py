@@ -44,7 +44,7 @@ def insert_dropblock_resnet(
     layers in groups 3 and 4, ResNet-18 gets 12. The paper increases the share during training: see `KeepProbSchedule`.
 
     Args:
-        model: a ResNet, ResNeXt or Wide ResNet of torchvision or timm, built from their BasicBlock or Bottleneck, or
+        model: a ResNet, ResNeXt or Wide ResNet of torchvision or timm, built from their BasicBlock or Bottleneck; or
             a part of one that has its groups `layer1` to `layer4`.
         keep_prob: probability that a unit is kept in group 4, in [0, 1].
         block_size: height and width of a block, one int for both or two; clamped to the map.

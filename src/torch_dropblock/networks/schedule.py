@@ -230,8 +230,8 @@ class KeepProbSchedule:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from a state: take its steps, its total steps and the target keep_prob of its layers.
 
-        Names of layers may differ by the parts that wrappers such as DistributedDataParallel and `torch.compile`, or
-        adapters such as LoRA, add to them, or by a common prefix. The curve is not loaded: this schedule keeps its own.
+        Names of layers may differ by a common prefix, or by parts that wrappers (DistributedDataParallel,
+        `torch.compile`) and adapters (LoRA) add. The curve is not loaded: this schedule keeps its own.
 
         Raises:
             TypeError, ValueError: it is not the state of a schedule, or its model has other layers; nothing is

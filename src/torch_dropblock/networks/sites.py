@@ -3,7 +3,7 @@
     insert ── attach ──> forward hooks ── find ──> schedule, summary, mc, removal
 
 A forward hook attaches a layer to a module, outside the tree of modules. So no name and no key of a state_dict
-changes, a `Sequential` gets no extra member, and the hook is copied, pickled and wrapped with its module.
+changes, and a `Sequential` gets no extra member. The hook is copied, pickled and wrapped with its module.
 If a module is replaced, its hook is lost. Every module above therefore records the hooks below it. `find` compares
 these records with the hooks that are present, and raises an error that names the lost layers.
 """
@@ -87,7 +87,7 @@ class Hook:
         if not isinstance(output, Tensor) or output.dim() != layer.dims + 2:
             raise self._no_feature_map(output)
         if not training or (output.is_quantized and not layer.training):
-            return output  # quantised modules cannot be trained, whatever their mode
+            return output  # quantised modules cannot be trained, even in training mode
         if output.dtype not in checks.DTYPES:
             raise self._no_feature_map(output)
         # `torch.ao.quantization` moves hooks to the replacing module and then calls them without kwargs
