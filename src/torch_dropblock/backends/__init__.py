@@ -1,1 +1,1 @@
-"""How a mask is drawn and applied: one module for each way, and the choice among them. Imports `core`."""
+"""Draw and apply masks: one module per backend, and the choice of the backend for a call. Imports `core`."""

@@ -1,14 +1,14 @@
-"""Which backend serves a call: chosen by the tensor at each call, said by `backend_report`, overruled by `use_backend`.
+"""Choose the backend of a call by its tensor; `backend_report` shows the choice and `use_backend` overrides it.
 
-Each backend is a module with `why_not(input, blocks)`, which is None if the backend serves the input, and with
-`drop(input, output, key, blocks, table, scale)`. All of them make the same mask of a key.
+Each backend is a module with two functions. `why_not(input, blocks)` returns None if the backend serves the input,
+otherwise the reason. `drop(input, output, key, blocks, table, scale)` drops. All backends make the same mask of a key.
 
-| name | what it is | for |
+| name | description | serves |
 | --- | --- | --- |
-| `"triton"` | a mask of bits is drawn, then the input is read once and the output written once | CUDA, with Triton |
-| `"native"` | C: one pass over memory | the CPU, where it was built |
+| `"triton"` | draws a mask of bits, then reads the input once and writes the output once | CUDA, with Triton |
+| `"native"` | C: one pass over memory | the CPU, if it was built |
 | `"sparse"` | plain PyTorch operations | every device |
-| `"reference"` | Algorithm 1 line by line, dense: the oracle | every device; never chosen by itself |
+| `"reference"` | Algorithm 1 line by line, dense: the oracle | every device, only if requested |
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from . import native, reference, sparse, triton
 
 BACKENDS: dict[str, Any] = {"triton": triton, "native": native, "sparse": sparse, "reference": reference}
 NAMES = ("auto", *BACKENDS)
-# in their order of preference
+# backends per device type, in order of preference
 CHOSEN = {"cpu": ("native", "sparse"), "cuda": ("triton", "sparse")}
 ASKED_ONLY = "it is dense and slow: only use_backend('reference') takes it"
-# each with an object of its own, since contexts that overlap end in any order
+# each name has its own object, since overlapping contexts may end in any order
 _asked: ContextVar[tuple[tuple[object, str], ...]] = ContextVar(
     "the backends that use_backend asks for", default=((None, "auto"),)
 )
@@ -43,19 +43,19 @@ def _asked_name() -> str:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Take one path, whatever the tensor, for the calls of this thread (or task) inside.
+    """Use one backend for all calls of this thread (or task) inside the context.
 
-    A gradient takes the path of its forward pass, wherever it is computed. Compiled code keeps the choice that was in
-    force when it was compiled: put the first call of a compiled function inside, or `torch.compiler.reset()`.
-    The mask of a key is the same bits on every path.
+    A gradient uses the backend of its forward pass, even outside the context. Compiled code keeps the choice made at
+    compilation: put the first call of a compiled function inside, or call `torch.compiler.reset()`.
+    Every backend gives the same mask for a key, bit for bit.
 
     Args:
-        name: `"triton"`, `"native"`, `"sparse"` or `"reference"`; or `"auto"`, the default: Triton for CUDA tensors
-            where it can be imported and the device is of compute capability 8.0 or more, the native library for CPU
-            tensors where it was built and serves them, and else the sparse path.
+        name: `"triton"`, `"native"`, `"sparse"`, `"reference"`, or the default `"auto"`. `"auto"` takes Triton for
+            CUDA tensors if it can be imported and the device has compute capability 8.0 or more. It takes the native
+            library for CPU tensors if it was built and serves them. Otherwise it takes the sparse backend.
 
     Raises:
-        TypeError, ValueError: `name` is none of these. A call that the path cannot serve raises a ValueError too.
+        TypeError, ValueError: `name` is none of these. A call that the backend cannot serve raises a ValueError too.
 
     Examples:
         >>> x = torch.ones(4, 8, 28, 28)
@@ -73,7 +73,7 @@ def use_backend(name: str) -> Iterator[None]:
         finally:
             _withdraw(mine)
     finally:
-        _withdraw(mine)  # an interrupt may have cut the first short
+        _withdraw(mine)  # an interrupt may have cut the first call short
 
 
 def _withdraw(name: tuple[object, str]) -> None:
@@ -81,10 +81,10 @@ def _withdraw(name: tuple[object, str]) -> None:
 
 
 def asked_for(input: Tensor, blocks: Blocks) -> str:
-    """Return the backend that `use_backend` asks for, or "auto".
+    """Return the backend requested by `use_backend`, or "auto".
 
     Raises:
-        ValueError: it does not serve the input.
+        ValueError: the requested backend does not serve the input.
     """
     asked = _asked_name()
     if asked != "auto" and (reason := BACKENDS[asked].why_not(input, blocks)):
@@ -93,16 +93,16 @@ def asked_for(input: Tensor, blocks: Blocks) -> str:
 
 
 def serving(asked: str, input: Tensor, blocks: Blocks) -> str:
-    """Return the backend that serves a tensor: the one that is asked for, or the first of those that serve it.
+    """Return the backend for a tensor: the requested one, or for "auto" the first that serves it.
 
-    A gradient may be a tensor that the asked one does not serve; then `"sparse"` does, with the same mask.
+    If the requested backend does not serve a gradient, `"sparse"` does, with the same mask.
     """
     names = CHOSEN.get(input.device.type, ()) if asked == "auto" else (asked,)
     return next((name for name in names if BACKENDS[name].why_not(input, blocks) is None), "sparse")
 
 
 def serving_compiled(device: torch.device) -> str:
-    """Return the backend of code that is being compiled: by what does not change from call to call."""
+    """Return the backend for code under compilation, chosen only by facts that are the same in every call."""
     asked = _asked_name()
     if asked == "auto":
         if device.type == "cuda":
@@ -115,18 +115,18 @@ def serving_compiled(device: torch.device) -> str:
     return asked
 
 
-# what torch.compiler.assume_constant_result does; that would import the whole compiler here, and Triton with it
+# the effect of torch.compiler.assume_constant_result, without importing the compiler, and Triton with it
 serving_compiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def solves_gamma(device: torch.device) -> bool:
-    """Return whether γ is solved on this device, so that a `keep_prob` for compiled code is best kept there."""
+    """Return True if γ is solved on this device, so that a `keep_prob` for compiled code should be there too."""
     return device.type == "cuda" and torch.cuda.is_available() and triton.why_not_on(device) is None
 
 
 @dataclass(frozen=True)
 class BackendReport:
-    """The path that a call takes, and for each path why it is taken or not; `str` of it is made for people."""
+    """The backend of a call, and for each backend the reason for or against it; print it to read it."""
 
     backend: str
     input: str
@@ -146,17 +146,18 @@ def backend_report(
     keep_prob: float = 0.9,
     share_channels: bool = False,
 ) -> BackendReport:
-    """Which path a call in eager mode takes for this input here and now, and why not the others.
+    """Report which backend a call in eager mode would use now for this input, and why it would not use the others.
 
     Args:
         input: feature maps of `dims` spatial dimensions, as for `drop_block2d`.
         block_size: as for `drop_block2d`.
-        dims: 1, 2 or 3.
+        dims: number of spatial dimensions, 1, 2 or 3.
         keep_prob: as for `drop_block2d`.
         share_channels: as for `drop_block2d`.
 
     Raises:
-        TypeError, ValueError: as `drop_block2d`, and where `use_backend` asks for a path that cannot serve.
+        TypeError, ValueError: as for `drop_block2d`, or if `use_backend` requests a backend that cannot serve the
+            input.
 
     Examples:
         >>> report = backend_report(torch.ones(4, 8, 28, 28), 7)
@@ -185,4 +186,4 @@ def backend_report(
 
 
 def _cannot_serve(name: str, reason: str) -> ValueError:
-    return ValueError(f"use_backend({name!r}) asks for a path that cannot serve this input: {reason}")
+    return ValueError(f"use_backend({name!r}) requests a backend that cannot serve this input: {reason}")

@@ -1,7 +1,7 @@
-/* The sparse path on the CPU in one pass over memory; native.py calls it.
+/* The native backend: draw and apply on the CPU in one pass over memory; called by native.py.
 
-   It knows nothing of Python and PyTorch, so one library serves all their versions. It is linked to no OpenMP library:
-   it finds that of PyTorch, which is loaded before it, and so shares PyTorch's threads. */
+   It uses no header of Python or PyTorch, so one library serves all their versions. It is linked to no OpenMP library:
+   the loader resolves its symbols in PyTorch's, which is loaded before, so both share threads. */
 
 #include <math.h>
 #include <omp.h>
@@ -16,15 +16,15 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-enum { CHUNK = 1 << 12 };          /* bytes that are scaled at once; then blocks are zeroed in them, in the cache */
+enum { CHUNK = 1 << 12 };          /* bytes scaled at once, whose blocks are zeroed while they are in the cache */
 #define PHI 0x9E3779B97F4A7C15u
 
 typedef struct {
-    int64_t planes, depth, height, width; /* of the mask; 1 for an axis that is not there */
+    int64_t planes, depth, height, width; /* of the mask; 1 for a missing axis */
     int64_t block_depth, block_height, block_width;
-    int64_t repeat;   /* planes of memory, one after the other, that have one mask */
-    int64_t unit;     /* elements of memory, one after the other, that are one unit of the mask */
-    int64_t channels; /* planes whose units lie interleaved in memory */
+    int64_t repeat;   /* consecutive planes of memory that share one mask */
+    int64_t unit;     /* consecutive elements of memory that make one unit of the mask */
+    int64_t channels; /* planes whose units are interleaved in memory */
     int64_t dtype;    /* 0: float32, 1: bfloat16, 2: float64, 3: float16 */
     int64_t positions;
     int64_t streams, stream_length, per_group, group; /* `Streams` of blocks.py */
@@ -37,7 +37,7 @@ INLINE int64_t words(const Layout *b) { return (b->width + 31) / 32; }
 INLINE int64_t mask_words(const Layout *b) { return (b->depth * b->height * words(b) + 1) / 2 * 2; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* The corner of the block of the `place`-th position of a plane; rows are counted through all layers. */
+/* The first corner of the block at position `place` of a plane; rows are numbered through all layers. */
 typedef struct { int64_t row, column; } Corner;
 
 INLINE Corner corner(const Layout *b, uint32_t place, uint32_t columns)
@@ -85,10 +85,10 @@ INLINE uint64_t mix(uint64_t word)
     return word ^ word >> 31;
 }
 
-/* The base of a stream's words; `key` is mixed already. */
+/* Return the base of a stream's words; the caller has mixed `key`. */
 INLINE uint64_t base_of(uint64_t key, int64_t stream) { return mix(key + (uint64_t)(stream + 1) * PHI); }
 
-/* How many seeds a stream has, those beyond its end among them: `_counts` of seeds.py. */
+/* Return the number of seeds that a stream draws, including those beyond its end: `_counts` of seeds.py. */
 static int64_t count_of(uint64_t base, const double *table)
 {
     int64_t numbers = (int64_t)table[0], many = 0;
@@ -101,7 +101,7 @@ static int64_t count_of(uint64_t base, const double *table)
     return many;
 }
 
-/* The seeds of a stream, sorted; how many. */
+/* Draw the seeds of a stream, sorted, and return their number. */
 static int64_t draw_stream(const Layout *b, int64_t stream, uint64_t base, int64_t numbers, int64_t many, int32_t *seeds)
 {
     int64_t start = stream / b->per_group * b->group + stream % b->per_group * b->stream_length;
@@ -115,8 +115,7 @@ static int64_t draw_stream(const Layout *b, int64_t stream, uint64_t base, int64
     return count;
 }
 
-/* Draw the seeds of all streams, sorted; `ends` has room for a number per stream. How many, or -1 without memory. The
-   caller frees them. */
+/* Draw the seeds of all streams, sorted, and return their number, or -1 if memory is short. The caller frees them. */
 static int64_t draw_seeds(const Layout *b, uint64_t key, const double *table, int threads, int32_t **seeds)
 {
     int64_t *ends = malloc((b->streams + 1) * sizeof *ends), total = 0, count = 0;
@@ -140,7 +139,7 @@ static int64_t draw_seeds(const Layout *b, uint64_t key, const double *table, in
                 to += draw_stream(b, s, base_of(key, s), (int64_t)table[0], ends[s + 1] - ends[s], to);
             lengths[t] = to - *seeds - ends[low];
         }
-        for (int t = 0; t < threads; t++) { /* close the gaps that seeds beyond the end of a stream leave */
+        for (int t = 0; t < threads; t++) { /* close the gaps left by seeds beyond the end of their stream */
             if (lengths[t]) memmove(*seeds + count, *seeds + froms[t], lengths[t] * sizeof **seeds);
             count += lengths[t];
         }
@@ -175,10 +174,10 @@ CLONES static void mark(const Layout *b, const int32_t *seeds, const int32_t *en
 
 INLINE int64_t common(int64_t a, int64_t b, int64_t length) { int64_t d = llabs(a - b); return d < length ? length - d : 0; }
 
-/* How many units the blocks of whole planes drop. */
+/* Return the number of units that the blocks of whole planes drop. */
 CLONES static int64_t count_some(const Layout *blocks, const int32_t *seeds, const int32_t *end, uint32_t *mask)
 {
-    const Layout copy = *blocks, *b = &copy; /* that the mask cannot overlap, as far as the compiler knows */
+    const Layout copy = *blocks, *b = &copy; /* a local copy, which the compiler sees that `mask` cannot alias */
     int64_t size = mask_words(b), block = b->block_depth * b->block_height * b->block_width, dropped = 0;
     uint32_t per_plane = (uint32_t)valid(b), columns = (uint32_t)valid_columns(b);
     while (seeds < end) {
@@ -204,7 +203,7 @@ CLONES static int64_t count_some(const Layout *blocks, const int32_t *seeds, con
     return dropped;
 }
 
-/* Of the planes that have seeds, those that begin in the t-th of n parts of the seeds. */
+/* Count the dropped units of the planes whose first seed is in the t-th of n parts of the seeds. */
 static int64_t count_part(const Layout *b, const int32_t *seeds, int64_t count, int t, int n, uint32_t *mask)
 {
     const int32_t *end = seeds + count, *low = seeds + count * t / n, *high = seeds + count * (t + 1) / n;
@@ -219,7 +218,7 @@ static int64_t count_part(const Layout *b, const int32_t *seeds, int64_t count, 
     return count_some(b, low, high, mask);
 }
 
-/* How many of `n` bytes are 1. */
+/* Count the ones in `n` bytes of 0 or 1. */
 CLONES static int64_t ones(const uint8_t *bytes, int64_t n)
 {
     int64_t sum = 0;
@@ -269,14 +268,14 @@ INLINE uint16_t to_float16(float x)
 }
 #define SAME(x) (x)
 
-/* Ask for the memory that is next but a chunk: the processor does not look ahead from one page to the next. */
+/* Prefetch the memory one chunk ahead: the processor's own prefetching stops at the end of a page. */
 INLINE void prefetch(const void *in, void *out)
 {
     __builtin_prefetch((const char *)in + CHUNK), __builtin_prefetch((char *)out + CHUNK, 1);
 }
 
-/* For each dtype: scale `n` elements; the same for channels of one unit, 0 where the bit is set in their mask. Lines of
-   the cache, then the rest. */
+/* For each dtype: `scale` scales `n` elements; `row` scales a row of interleaved channels, with 0 where the bit of a
+   channel's mask is set. Both work by whole cache lines, then on the rest. */
 #define APPLY(NAME, T, OP, FROM, TO)                                                                                 \
     CLONES static void scale_##NAME(const void *input, void *output, int64_t n, double scale)                        \
     {                                                                                                                \
@@ -323,12 +322,12 @@ static const struct {
 } DTYPES[] = {{4, scale_float32, row_float32}, {2, scale_bfloat16, row_bfloat16}, {8, scale_float64, row_float64},
                {2, scale_float16, row_float16}};
 
-/* Zero `count` stretches of `length` bytes, 2 or more, whose starts are `step` bytes apart. */
+/* Zero `count` stretches of `length` bytes (at least 2) whose starts are `step` bytes apart. */
 INLINE void zero(char *p, int64_t count, int64_t step, int64_t length)
 {
     if (length > 32) {
         for (; count--; p += step) memset(p, 0, length);
-    } else if (length >= 16) { /* two stores that overlap are faster than a call */
+    } else if (length >= 16) { /* two overlapping stores are faster than a call */
         for (; count--; p += step) memset(p, 0, 16), memset(p + length - 16, 0, 16);
     } else if (length >= 8) {
         for (; count--; p += step) memset(p, 0, 8), memset(p + length - 8, 0, 8);
@@ -383,7 +382,8 @@ static void apply_rows(const Layout *b, const char *in, char *out, const int32_t
     }
 }
 
-/* Write the input with blocks zeroed and the rest scaled; a scale below 0 is counted. The scale, or -1 without memory. */
+/* Write the input with blocks zeroed and the rest scaled, and return the scale, or -1 if memory is short. A scale below
+   0 means that it is to be counted. */
 static double apply_seeds(const Layout *b, const void *in, void *out, const int32_t *seeds, int64_t count, double scale,
                           int threads)
 {
@@ -413,10 +413,10 @@ static double apply_seeds(const Layout *b, const void *in, void *out, const int3
     return counted;
 }
 
-/* What native.py expects of this file; raise both with every change of `Layout` or of a function's arguments. */
+/* `INTERFACE` of native.py; increase both with every change of `Layout` or of a function's arguments. */
 int drop_block_interface(void) { return 3; }
 
-/* Draw and apply; a scale below 0 is counted. The scale, or -1 without memory. */
+/* Draw and apply, and return the scale, or -1 if memory is short. A scale below 0 means that it is to be counted. */
 double drop_block(const Layout *b, uint64_t key, const double *table, int threads, const void *in, void *out, double scale)
 {
     int32_t *seeds;
@@ -426,7 +426,8 @@ double drop_block(const Layout *b, uint64_t key, const double *table, int thread
     return scale;
 }
 
-/* Draw a mask of bytes, 1 where dropped, in the memory order of the layout. The scale, or -1 without memory. */
+/* Draw a mask of bytes, 1 where dropped, in the memory order of the layout, and return the scale, or -1 if memory is
+   short. */
 double drop_block_mask(const Layout *b, uint64_t key, const double *table, int threads, uint8_t *mask)
 {
     int64_t plane = b->depth * b->height * b->width, units = b->planes * plane, dropped = 0, per_plane = valid(b);

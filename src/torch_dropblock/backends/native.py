@@ -1,6 +1,6 @@
-"""The backend in C on the CPU, where it was built: it draws and applies in one pass over memory.
+"""The native backend: C on the CPU, if it was built. It draws and applies in one pass over memory.
 
-`native.c` runs on PyTorch's own threads; where those are not of the kind that it was built for it cannot be loaded.
+`native.c` runs on PyTorch's own threads. If PyTorch uses another OpenMP than `native.c` was built for, loading fails.
 """
 
 from __future__ import annotations
@@ -58,21 +58,21 @@ class Layout(ctypes.Structure):
 
 
 class NotLoadedError(Exception):
-    """The library is not there, or is not the one of this version."""
+    """The library is missing, cannot be loaded, or belongs to another version of this package."""
 
 
 def load(file: Path) -> ctypes.CDLL:
     """Load the library.
 
     Raises:
-        NotLoadedError: with the reason.
+        NotLoadedError: it cannot be loaded; the message gives the reason.
     """
     if not file.exists():
         raise NotLoadedError("it was not built when the package was installed")
     try:
         library = ctypes.CDLL(str(file))
         interface = library.drop_block_interface()
-    except (OSError, AttributeError) as error:  # PyTorch's threads may be of another kind
+    except (OSError, AttributeError) as error:  # for example if PyTorch uses another OpenMP
         raise NotLoadedError(f"it cannot be loaded ({error})") from error
     if interface != INTERFACE:
         raise NotLoadedError("it was built for another version of this package")
@@ -93,7 +93,7 @@ except NotLoadedError as error:
 
 @contextmanager
 def left_out() -> Iterator[None]:
-    """Leave the library out, as where it was not built: to measure and to test what it is compared with."""
+    """Work without the library, as if it had not been built, to measure and test the other backends."""
     global LIBRARY
     library, LIBRARY = LIBRARY, None
     try:
@@ -108,7 +108,7 @@ def why_not(input: Tensor, blocks: Blocks) -> str | None:
         return f"it runs on the CPU, and the input is on {input.device}"
     if LIBRARY is None:
         return NOT_LOADED
-    if type(input) is not Tensor:  # of a class of its own, which may want to see operators
+    if type(input) is not Tensor:  # a subclass may need to see operators
         return f"it takes plain tensors, and the input is a {type(input).__name__}"
     if input.dtype not in DTYPES:
         return f"it takes float16, bfloat16, float32 and float64, and the input is {input.dtype}"
@@ -122,7 +122,7 @@ def drop(
 ) -> float:
     """Write the input with blocks zeroed and the rest scaled into `output`, which may be the input.
 
-    Returns the scale, which is counted unless it is given.
+    Returns the scale, counted unless it is given.
     """
     counted: float = LIBRARY.drop_block(  # type: ignore[union-attr]
         _layout_of(input, blocks),
@@ -139,7 +139,7 @@ def drop(
 
 
 def serves_mask(blocks: Blocks) -> bool:
-    """Return whether `draw_mask` serves these blocks."""
+    """Return True if `draw_mask` serves these blocks."""
     return LIBRARY is not None and 0 < blocks.units < 2**31 - 2
 
 
@@ -160,12 +160,12 @@ def draw_mask(mask: Tensor, key: Key, blocks: Blocks, table: Tensor) -> float:
 
 
 def _threads(units: int) -> int:
-    """Return how many to use; OpenMP itself does not hear of `torch.set_num_threads` in a thread of Python's."""
+    """Return the number of threads: in a Python thread, `torch.set_num_threads` does not reach OpenMP."""
     return 1 if units < 2 * GRAIN_SIZE else min(units // GRAIN_SIZE, torch.get_num_threads())
 
 
 def _layout_of(input: Tensor, blocks: Blocks) -> int | None:
-    """Return the address of the layout, None for tensors that are not served."""
+    """Return the address of the layout, or None if the tensor is not served."""
     kind = input.dtype, input.is_contiguous() or _is_channels_last(input)
     if kind not in blocks.cache:
         dtype, order = kind

@@ -1,4 +1,4 @@
-"""The backend that is the oracle: Algorithm 1 on a dense mask, for whoever asks for it by name."""
+"""The reference backend, the oracle: Algorithm 1 on a dense mask. It serves only when requested by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..core.keys import Key, device_of
 
 
 def why_not(input: Tensor, blocks: Blocks) -> str | None:
-    """Return why this backend does not serve the input: it serves every one."""
+    """Return None: this backend serves every input."""
     return None
 
 

@@ -1,9 +1,9 @@
-"""The backend of plain PyTorch operations: it zeroes the memory that the blocks of a few seeds cover.
+"""The sparse backend: plain PyTorch operations that zero the memory covered by blocks.
 
     key ── draw_seeds ──> seeds ── count_dropped: the scale (CPU) ── scale_and_zero: rows of memory (CPU)
                                 └─ dropped_mask: a mask (other devices) ── masked
 
-No mask is kept: the backward pass has the key and draws the same seeds again.
+No mask is saved: the backward pass draws the same seeds again from the key.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ..core.geometry import Size
 from ..core.keys import Key
 from ..core.seeds import draw_seeds
 
-# How many bytes are worked on at once, so that the second pass over them finds them in the cache.
+# Bytes processed at once, so that the second pass over them finds them in the cache.
 BYTES_AT_ONCE = 1 << 24
-# How many bytes of the mask are counted at once: memory that small is found in the cache again at the next call, where
-# the operating system would have to clear new pages for a whole mask.
+# Bytes of the mask counted at once: so little memory stays in the cache between calls. For a whole mask the operating
+# system would have to clear new pages.
 COUNTED_AT_ONCE = 1 << 18
 WHOLE = slice(None)
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -35,10 +35,10 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 @dataclass(frozen=True)
 class Cover:
-    """The memory that blocks cover in a tensor of some strides, as contiguous stretches of `length` elements.
+    """The memory that blocks cover in a tensor with given strides, as contiguous stretches of `length` elements.
 
-    `first` is the offset of each block's first unit, in the order of the seeds; the stretches of a block start at
-    `offsets` from there, which are `steps`, an extent and a stride for each axis, written out.
+    `first` holds the offset of each block's first unit, in the order of the seeds. The stretches of a block start at
+    `offsets` from there. `steps` describes the same offsets by an extent and a stride for each axis.
     """
 
     first: Tensor
@@ -48,20 +48,20 @@ class Cover:
 
     @cached_property
     def starts(self) -> Tensor:
-        """The offset of each stretch, those of a block one after the other."""
+        """Offset of each stretch, block by block."""
         first, device = self.first.unsqueeze(1), self.first.device
         if len(self.offsets) == 1:
             return self.first
         if device.type == "cpu":
             return (first + torch.tensor(self.offsets, dtype=torch.int64, device="cpu")).flatten()
-        # a list that the host copies to a GPU is waited for, numbers that it launches kernels with are not
+        # copying a list to a GPU would make the host wait; numbers in kernel launches do not
         for extent, stride in reversed(self.steps):
             axis = torch.arange(0, extent * stride, stride, dtype=torch.int64, device=device)
             first = (first.unsqueeze(-1) + axis).flatten(1)
         return first.flatten()
 
     def fill(self, memory: Tensor, value: float, span: slice = WHOLE, before: int = 0) -> None:
-        """Write `value` over the blocks of the seeds in `span`; `before` elements are not part of `memory`."""
+        """Write `value` over the blocks of the seeds in `span`; `memory` starts `before` elements into the tensor."""
         reach = 1 + sum((n - 1) * stride for n, stride in zip(memory.shape, memory.stride(), strict=True))
         if self.length == 1 and len(self.first) > 2048:
             # element by element: one pass for each offset keeps the index in the cache
@@ -78,7 +78,7 @@ class Cover:
 
 
 def cover(seeds: Tensor, blocks: Blocks, strides: Size) -> Cover:
-    """Where the blocks of `seeds` lie in a tensor of these strides."""
+    """Return the memory that the blocks of `seeds` cover in a tensor of these strides."""
     rank = len(blocks.lead)
     axes = [(strides[i], blocks.lead[i]) for i in blocks.shared]
     axes += zip(strides[rank:], blocks.block, strict=True)
@@ -86,10 +86,11 @@ def cover(seeds: Tensor, blocks: Blocks, strides: Size) -> Cover:
 
 
 def _first_units(seeds: Tensor, blocks: Blocks, strides: Size) -> Tensor:
-    """The offset in memory of the first unit of each block.
+    """Return the offset in memory of the first unit of each block.
 
-    A seed is a number whose digits, in a mixed radix, are its plane's indices and its place in the valid region.
-    The last digit steps by the last stride; each other digit adds what its own stride differs from a carry.
+    The digits of a seed's number, in a mixed radix, are its plane's indices and its place in the valid region.
+    Multiply the number by the stride of the last digit. Then each other digit adds the difference between its own
+    stride and what a carry into it already contributed.
     """
     rank = len(blocks.lead)
     digits = [(n, strides[i]) for i, n in enumerate(blocks.lead) if i not in blocks.shared]
@@ -100,7 +101,7 @@ def _first_units(seeds: Tensor, blocks: Blocks, strides: Size) -> Tensor:
         divisor *= radix
         if stride != radix * inner:
             if divisor > 1:
-                # exact below 2^53, and twice as fast as a division of integers
+                # exact below 2^53, and twice as fast as integer division
                 quotient, divisor = quotient.to(torch.float64).div_(divisor).to(torch.int64), 1
             units.add_(quotient, alpha=stride - radix * inner)
     return units
@@ -108,7 +109,7 @@ def _first_units(seeds: Tensor, blocks: Blocks, strides: Size) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _stretches(axes: tuple[tuple[int, int], ...]) -> tuple[int, tuple[int, ...], tuple[tuple[int, int], ...]]:
-    """A box of memory, a stride and an extent for each axis, as stretches: `length`, `offsets` and `steps`."""
+    """Turn a box of memory (a stride and an extent per axis) into stretches: `length`, `offsets` and `steps`."""
     length, offsets = 1, [0]
     steps: list[tuple[int, int]] = []
     for stride, extent in sorted(axis for axis in axes if axis[1] > 1):
@@ -121,7 +122,7 @@ def _stretches(axes: tuple[tuple[int, int], ...]) -> tuple[int, tuple[int, ...],
 
 
 def _spans(seeds: Tensor, blocks: Blocks, total: int, step: int) -> Iterator[tuple[int, int, slice]]:
-    """Cut `total` equal parts into spans of `step`, each with the seeds of all streams that have positions in it."""
+    """Cut `total` equal parts into spans of `step`, each with the seeds of every group of streams that overlaps it."""
     if total <= step:
         yield 0, total, WHOLE
         return
@@ -129,7 +130,7 @@ def _spans(seeds: Tensor, blocks: Blocks, total: int, step: int) -> Iterator[tup
     lows = range(0, total, step)
     highs = [min(low + step, total) for low in lows]
     bounds = [low * part // group * group for low in lows] + [-(-high * part // group) * group for high in highs]
-    # seeds are sorted by groups, if not within
+    # seeds are in order of their groups, though unsorted within a group
     cuts = torch.searchsorted(seeds, torch.tensor(bounds, dtype=torch.int64, device="cpu")).tolist()
     for low, high, first, end in zip(lows, highs, cuts, cuts[len(highs) :], strict=False):
         yield low, high, slice(first, end)
@@ -139,7 +140,7 @@ def _spans(seeds: Tensor, blocks: Blocks, total: int, step: int) -> Iterator[tup
 
 
 def why_not(input: Tensor, blocks: Blocks) -> str | None:
-    """Return why this backend does not serve the input: it serves every one."""
+    """Return None: this backend serves every input."""
     return None
 
 
@@ -148,7 +149,7 @@ def drop(
 ) -> float | Tensor:
     """Write the input with blocks zeroed and the rest scaled into `output`, which may be the input.
 
-    Returns the scale, which is counted unless it is given.
+    Returns the scale, counted unless it is given.
     """
     return apply_seeds(input, output, draw_seeds(key, blocks, table), blocks, scale)
 
@@ -172,7 +173,7 @@ def apply_seeds(
 
 
 def apply_masked(input: Tensor, out: Tensor, seeds: Tensor, blocks: Blocks, scale: float | Tensor | None) -> Tensor:
-    """Do what `apply_seeds` does, on any device, with nothing read back."""
+    """Apply seeds like `apply_seeds`, on any device, without reading anything back to the host."""
     dropped = dropped_mask(seeds, blocks, input.device)
     if not isinstance(scale, Tensor):
         scale = scale_of(dropped)
@@ -181,15 +182,15 @@ def apply_masked(input: Tensor, out: Tensor, seeds: Tensor, blocks: Blocks, scal
 
 
 def masked(input: Tensor, dropped: Tensor, scale: Tensor) -> Tensor:
-    """The input times the scale, and 0 where dropped."""
+    """Return the input times the scale, and 0 where dropped."""
     op = torch.float64 if input.dtype == torch.float64 else torch.float32
     return torch.where(dropped, 0, (input.to(op) * scale.to(op)).to(input.dtype))
 
 
 def dropped_mask(seeds: Tensor, blocks: Blocks, device: torch.device, channels_last: bool = False) -> Tensor:
-    """The mask that the seeds make, True where dropped: bool of shape `(*own_lead, *size)`."""
+    """Return the mask of the seeds, True where dropped: bool of shape `(*own_lead, *size)`."""
     own = Blocks(blocks.own_lead, blocks.size, blocks.block)
-    # the surplus of `draw_fixed_number` lies one past the end of the first dimension
+    # surplus seeds, at `blocks.positions`, fall one past the end of the first dimension
     mask = empty_mask((own.lead[0] + 1, *own.lead[1:], *own.size), device, channels_last).zero_()
     there = cover(seeds, own, mask.stride())
     replace(there, first=there.first.to(device)).fill(mask, True)
@@ -202,7 +203,7 @@ def empty_mask(shape: Size, device: torch.device, channels_last: bool) -> Tensor
 
 
 def scale_of(dropped: Tensor) -> Tensor:
-    """What is kept is multiplied by the number of units over the number kept, a tensor of no dimensions."""
+    """Return the scale of the kept units: the number of units over the number kept, a tensor of no dimensions."""
     memory = dropped.as_strided((dropped.numel(),), (1,))
     kept = (dropped.numel() - _count(memory)).clamp_(min=1)
     return torch.full_like(kept, dropped.numel(), dtype=widest_float(dropped.device)).div_(kept)
@@ -213,10 +214,10 @@ def widest_float(device: torch.device) -> torch.dtype:
 
 
 def _count(memory: Tensor) -> Tensor:
-    """How many entries of a bool tensor of one dimension are True.
+    """Count the True entries of a bool tensor of one dimension.
 
-    Whole 64-bit lanes are added, 128 to a sum, so that none can carry from one byte to the next: many times faster
-    than PyTorch adds bools.
+    Add whole 64-bit lanes, 128 to a sum, so that no byte carries into the next: many times faster than PyTorch's sum
+    of bools.
     """
     whole = len(memory) // 1024
     lanes = memory[: whole * 1024].view(torch.int64).view(whole, 128).sum(1)
@@ -224,13 +225,13 @@ def _count(memory: Tensor) -> Tensor:
 
 
 def count_dropped(seeds: Tensor, planes: Blocks, covered: Cover | None = None) -> int:
-    """Count the entries of the mask that are dropped, on the CPU; `covered` is where blocks lie in it, if known."""
+    """Count the dropped entries of the mask, on the CPU; `covered` is the memory of the blocks in it, if known."""
     plane = math.prod(planes.size)
     covered = covered or cover(seeds, planes, (plane, *_contiguous_strides(planes.size)))
     in_a_group = planes.streams.planes
-    # whole groups, so that no seed of another span is among those of a span
+    # whole groups, so that each span has only its own seeds
     at_once = min(planes.planes, -(-max(1, COUNTED_AT_ONCE // plane) // in_a_group) * in_a_group)
-    # PyTorch fills a bool tensor nearly twice as fast as one of another type
+    # PyTorch fills bool tensors nearly twice as fast as those of other types
     mask = torch.empty(at_once * plane, dtype=torch.bool, device="cpu")
     dropped = 0
     for low, _, span in _spans(seeds, planes, planes.planes, at_once):
@@ -240,12 +241,12 @@ def count_dropped(seeds: Tensor, planes: Blocks, covered: Cover | None = None) -
 
 
 def scale_and_zero(input: Tensor, out: Tensor, seeds: Tensor, covered: Cover, scale: float, blocks: Blocks) -> None:
-    """Write `input * scale` into `out`, and 0 over what is covered, on the CPU; `out` may be `input`."""
+    """Write `input * scale` into `out`, and 0 over the covered memory, on the CPU; `out` may be `input`."""
     total = blocks.lead[0]
     at_once = total if 0 in blocks.shared else max(1, BYTES_AT_ONCE * total // (out.numel() * out.itemsize))
     for low, high, span in _spans(seeds, blocks, total, at_once):
         torch.mul(input[low:high], scale, out=out[low:high])
-        covered.fill(out, 0, span)  # a block of the next span is zeroed twice, which does no harm
+        covered.fill(out, 0, span)  # zeroes some blocks of the next span too early, which does no harm
 
 
 def _is_one_axis(tensor: Tensor, lead: int) -> bool:

@@ -1,1 +1,1 @@
-"""What DropBlock is: checks, geometry and γ, keys, blocks, seeds, the oracle. Imports torch alone."""
+"""The definition of DropBlock: checks, geometry and γ, keys, blocks, seeds, the oracle. Imports only torch."""

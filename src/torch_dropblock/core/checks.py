@@ -1,7 +1,7 @@
-"""Every argument check and its message.
+"""All argument checks and their messages.
 
-A check returns its argument in the one form the rest of the library uses, or raises `TypeError` (wrong kind of
-thing) or `ValueError` (wrong value) with the argument's name, the constraint and what was given.
+A check returns its argument in the one form that the rest of the library uses, or raises `TypeError` (wrong type) or
+`ValueError` (wrong value). The message has the argument's name, the constraint and the value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 Rate = Literal["exact", "paper"]
 RATES = get_args(Rate)
-# A size is an int64 to PyTorch.
+# PyTorch stores sizes as int64.
 TOO_LARGE = 2**63
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -27,8 +27,8 @@ SWAPPED = (
 
 
 def positive_ints(name: str, value: object, dims: int | None) -> tuple[int, ...]:
-    """A positive int or a sequence of them as a tuple; an int is repeated `dims` times, once if `dims` is None."""
-    if type(value) is int and 0 < value < TOO_LARGE:  # as nearly always, and a layer asks at each call
+    """Return a positive int or a sequence of them as a tuple; repeat an int `dims` times, or once if `dims` is None."""
+    if type(value) is int and 0 < value < TOO_LARGE:  # the common case first, since layers check at each call
         return (value,) * (dims or 1)
     several = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
     entries = tuple(value) if several else (value,) * (dims or 1)  # type: ignore[arg-type]
@@ -48,7 +48,7 @@ def positive_ints(name: str, value: object, dims: int | None) -> tuple[int, ...]
 
 
 def sizes(name: str, value: object) -> tuple[int, ...]:
-    """Check the shape of a tensor, in which 0 is a size too."""
+    """Check the shape of a tensor, in which sizes may be 0, and return it as a tuple."""
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise TypeError(f"{name} must be a sequence of ints, got {value!r}")
     return tuple(whole_number(f"{name}[{i}]", entry, at_least=0) for i, entry in enumerate(value))
@@ -65,19 +65,19 @@ def whole_number(name: str, value: object, at_least: int) -> int:
 
 
 def _is_int(value: object) -> bool:
-    """Also a NumPy integer; True is an int to Python and a slip to everyone else."""
+    """Return True for an integer, NumPy's included, but not for a bool, which is usually a mistake."""
     if isinstance(value, (bool, Tensor)):
         return False
     try:
         operator.index(value)  # type: ignore[arg-type]
-    except TypeError:  # an array may have it for one number only
+    except TypeError:  # arrays have `__index__`, but it works only for a single integer
         return False
     return True
 
 
 def probability(name: str, value: object) -> float:
-    """A number in [0, 1], or a floating-point tensor of no dimensions that holds one, as a float."""
-    if type(value) is float and 0.0 <= value <= 1.0:  # as nearly always, and a layer asks at each call
+    """Return a number in [0, 1], or a floating-point tensor of no dimensions that holds one, as a float."""
+    if type(value) is float and 0.0 <= value <= 1.0:  # the common case first, since layers check at each call
         return value
     if isinstance(value, Tensor):
         value = scalar(name, value).item()
@@ -89,7 +89,7 @@ def probability(name: str, value: object) -> float:
 
 
 def shown(value: object) -> str:
-    """The value in a message; Python writes out no int of more than 4,300 digits."""
+    """Format a value for a message; Python refuses to format ints of more than 4,300 digits."""
     try:
         return repr(value)
     except ValueError:
@@ -97,7 +97,7 @@ def shown(value: object) -> str:
 
 
 def scalar(name: str, value: Tensor) -> Tensor:
-    """A floating-point tensor of no dimensions, whatever its value."""
+    """Return a floating-point tensor of no dimensions; its value is not checked."""
     if value.dim() != 0 or not value.is_floating_point():
         raise TypeError(
             f"{name} must be a number in [0, 1] or a floating-point tensor of no dimensions, "
@@ -122,14 +122,14 @@ def flag(name: str, value: object) -> bool:
 def generator(value: object, device: torch.device) -> torch.Generator | None:
     if value is not None and not isinstance(value, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator or None, got {value!r}")
-    # a number may be left out, as in torch.device("cuda")
+    # the index of a device may be None, as in torch.device("cuda")
     if value is not None and (value.device.type != device.type or len({value.device.index, device.index} - {None}) > 1):
         raise ValueError(f"generator must be on the input's device, {device}, got one on {value.device}")
     return value
 
 
 def key(value: object, generator: object) -> Tensor | int | None:
-    """64 bits as a signed int or an int64 tensor of no dimensions, and no generator beside them."""
+    """Return a key as a signed int or an int64 tensor of no dimensions; raise if a generator is given too."""
     if value is None:
         return None
     if generator is not None:
@@ -139,19 +139,19 @@ def key(value: object, generator: object) -> Tensor | int | None:
         if value.dim() != 0 or value.dtype != torch.int64:
             raise TypeError(f"{wanted}, got a tensor of shape {tuple(value.shape)} and dtype {value.dtype}")
         return value
-    # a compiler takes an int for a variable unless it meets `operator.index`
+    # torch.compile can treat an int as a variable, but `operator.index` would make it a constant
     is_plain = isinstance(value, int) and not isinstance(value, bool)
     if not (is_plain or _is_int(value)):
         raise TypeError(f"{wanted}, got {value!r} of type {type(value).__name__}")
     number: int = value if is_plain else operator.index(value)  # type: ignore[assignment, arg-type]
     if not -(1 << 63) <= number < 1 << 64:
         raise ValueError(f"{wanted}, got {value!r}")
-    # no operation on bits, which a compiler that takes the key for a variable has for int64 alone
+    # no bit operations: torch.compile has them only for int64, if the key is a variable
     return number - (1 << 64) if number >= 1 << 63 else number
 
 
 def feature_map(value: object, dims: int) -> Tensor:
-    """A floating-point tensor of `dims` spatial dimensions after the channels, with or without a batch."""
+    """Return a floating-point tensor of `dims` spatial dimensions after the channels, with or without a batch."""
     spatial = ("L", "H, W", "D, H, W")[dims - 1]
     wanted = f"input must be a floating-point tensor of shape (N, C, {spatial}) or (C, {spatial})"
     if not isinstance(value, Tensor):
@@ -168,14 +168,14 @@ def feature_map(value: object, dims: int) -> Tensor:
 
 
 def writable(value: Tensor) -> None:
-    """Refuse to work in place where that would be wrong, before anything is written."""
+    """Raise if writing into the tensor would be wrong, before anything is written."""
     what = f"(input of shape {tuple(value.shape)} and strides {value.stride()})"
     base = value if value._base is None else value._base
     if torch.is_grad_enabled() and (value.requires_grad or base.requires_grad):
         if value.requires_grad and base.is_leaf and base.requires_grad:
             kind = "leaf tensor" if base is value else "view of a leaf tensor"
             raise ValueError(f"inplace=True is not possible on a {kind} that requires grad {what}; use inplace=False")
-        # how a view was made, if autograd cannot follow a write through it
+        # a name other than DEFAULT marks a view through which autograd cannot follow a write
         made = "DEFAULT" if base is value else torch._C._autograd._get_creation_meta(value).name
         if made != "DEFAULT":
             raise ValueError(
@@ -192,7 +192,7 @@ def writable(value: Tensor) -> None:
         )
 
 
-# what PyTorch calls ways to make views that autograd cannot follow a write through
+# PyTorch's names for ways to make views through which autograd cannot follow a write
 _VIEWS = {
     "MULTI_OUTPUT_NODE": "with others at once, as by chunk(),",
     "IN_CUSTOM_FUNCTION": "by an autograd.Function",
@@ -202,7 +202,7 @@ _VIEWS = {
 
 
 def _may_overlap(value: Tensor) -> bool:
-    """Whether two elements may share memory: unless each axis steps over all axes of smaller strides."""
+    """Return True if two elements may share memory: some axis does not step over all axes of smaller strides."""
     reach = 1
     for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
         if size > 1:

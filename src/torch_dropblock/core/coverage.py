@@ -1,11 +1,11 @@
-"""How many blocks cover a unit of a map, as a histogram: exactly, or in few entries however large the map is.
+"""Histograms of the number of blocks that cover a unit of a map: exact ones, and short ones for maps of any size.
 
-A unit at coordinate u is covered by `n(u) = ∏ n_i(u_i)` blocks. Along an axis every number below the largest, `top`, is
-met twice, on the way in and on the way out. So the histogram of n is the product of one histogram for each axis.
+A unit at coordinate u is covered by `n(u) = ∏ n_i(u_i)` blocks. Along an axis every number below the largest, `top`,
+occurs twice, once near each end. The histogram of n is the product of one histogram per axis.
 
-The short one serves sums of `exp(-λ n)`, which are smooth in log n: numbers are moved to a grid in log n, each by the
-weights of Lagrange's interpolation between its neighbours there. The product of numbers is then a sum of places, and
-the product of histograms a convolution.
+The short histogram serves sums of `exp(-λ n)`, which are smooth in log n. It moves each number to a grid in log n, with
+the weights of Lagrange interpolation between its neighbours there. Products of numbers then become sums of places, and
+products of histograms become convolutions.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from functools import lru_cache
 Size = tuple[int, ...]
 Histogram = tuple[tuple[float, float], ...]
 
-# A histogram of so many products of numbers is as quick to sum as the short one.
+# Up to this many products of numbers, the exact histogram is as fast to sum as the short one.
 FEW = 400
-# Places of the grid for a factor of 2, and neighbours on either side that an interpolation uses: powers of 2 stay where
-# they are, and no other number is moved below 1.
+# Places of the grid per factor of 2, and neighbours on each side for interpolation. With equal numbers of both, powers
+# of 2 keep their places, and no other number is moved below 1.
 PLACES = 10
-# Below it all numbers of an axis are taken one by one; above, each octave by so many nodes.
+# Numbers of an axis below FIRST_OCTAVE are taken one by one; above, each octave is taken by NODES nodes.
 FIRST_OCTAVE, NODES = 32, 12
 
 
 @lru_cache(maxsize=1024)
 def exact(size: Size, block: Size) -> tuple[tuple[int, int], ...]:
-    """The distinct numbers of blocks that cover a unit, each with how many units have it."""
+    """Return the distinct numbers of blocks that cover a unit, each with the number of units that have it."""
     counts = {1: 1}
     for s, b in zip(size, block, strict=True):
         product: dict[int, int] = {}
@@ -42,7 +42,7 @@ def exact(size: Size, block: Size) -> tuple[tuple[int, int], ...]:
 
 @lru_cache(maxsize=1024)
 def short(size: Size, block: Size) -> Histogram:
-    """Numbers and weights whose sums of `exp(-λ n)` are those of `exact`; some weights are negative."""
+    """Return numbers and weights whose sums of `exp(-λ n)` equal those of `exact`; some weights are negative."""
     if math.prod(min(b, s - b + 1) for s, b in zip(size, block, strict=True)) <= FEW:
         return exact(size, block)
     places = [1.0]
@@ -57,7 +57,7 @@ def short(size: Size, block: Size) -> Histogram:
 
 
 def _on_grid(s: int, top: int) -> list[float]:
-    """The histogram of one axis, on the grid."""
+    """Return the histogram of one axis, on the grid."""
     places = [0.0] * (math.ceil(PLACES * math.log2(top)) + PLACES + 1)
     for n, count in _axis(s, top):
         place = PLACES * math.log2(n)
@@ -71,12 +71,12 @@ def _on_grid(s: int, top: int) -> list[float]:
     return places
 
 
-# of Lagrange's polynomials at 0, 1, …: one over the product of the distances to the others
+# factors of Lagrange's polynomials at 0, 1, …: one over the product of a node's distances to the others
 _FACTORS = [(-1) ** (i + 1) / (math.factorial(i) * math.factorial(2 * PLACES - 1 - i)) for i in range(2 * PLACES)]
 
 
 def _axis(s: int, top: int) -> list[tuple[float, float]]:
-    """Numbers along an axis and how many units have them, octaves of them by Gauss's quadrature."""
+    """Return the numbers along an axis with their counts of units; octaves of them by Gauss quadrature."""
     entries: list[tuple[float, float]] = [(n, 2.0) for n in range(1, min(top, FIRST_OCTAVE))]
     low = FIRST_OCTAVE
     while low < top:
@@ -91,7 +91,7 @@ def _axis(s: int, top: int) -> list[tuple[float, float]]:
 
 @lru_cache(maxsize=1024)
 def _quadrature(count: int) -> tuple[tuple[float, float], ...]:
-    """Nodes and weights for a sum over `count` consecutive integers around 0, exact for degrees below 2 NODES.
+    """Return nodes and weights for a sum over `count` consecutive integers around 0, exact for degrees below 2 NODES.
 
     The nodes are the roots of a discrete Chebyshev (Gram) polynomial, found by Newton's method from Legendre's.
     """

@@ -1,8 +1,8 @@
 """Sizes, the valid seed region, the seed probability γ and the keep rates that follow from it.
 
-The mathematics is of one plane, that is, of one feature map of spatial size `s`. A block has the size `b`, clamped
-to `s`. Its seed, the first of its corners, lies in the valid seed region of size `v = s - b + 1`, so that every
-block lies whole inside the map. Each position of that region is a seed with probability γ, independently.
+All formulas describe one plane: one feature map of spatial size `s`. A block has the size `b`, clamped to `s`, and
+lies whole inside the map. So its seed, the first of its corners, lies in the valid seed region of size `v = s - b + 1`.
+Each position of that region is a seed with probability γ, independently.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Size = tuple[int, ...]
 def seed_probability(
     size: int | Sequence[int], block_size: int | Sequence[int], keep_prob: float, rate: Rate = "exact"
 ) -> float:
-    """γ, the probability that a position of the valid seed region starts a dropped block.
+    """Return γ, the probability that a position of the valid seed region starts a dropped block.
 
     `"exact"` solves `mean over u of (1 - γ)^n(u) = keep_prob`, where `n(u)` is the number of blocks that cover the
-    unit u, so that units are kept with probability `keep_prob` on average over the map. `"paper"` is equation 1 of
-    the paper, which does not account for blocks that overlap and so drops fewer units than asked.
+    unit u. Units are then kept with probability `keep_prob` on average over the map. `"paper"` is equation 1 of
+    the paper, which ignores the overlap of blocks and so drops fewer units than requested.
 
     Args:
         size: spatial size of the feature map, 1 to 3 ints; an int is a 1-d size.
@@ -53,7 +53,7 @@ def seed_probability(
 
 
 def expected_keep_rate(size: int | Sequence[int], block_size: int | Sequence[int], seed_prob: float) -> float:
-    """The probability that a unit is kept, averaged over the map, when γ is `seed_prob`.
+    """Return the probability that a unit is kept, averaged over the map, for γ = `seed_prob`.
 
     Args:
         size: spatial size of the feature map, 1 to 3 ints; an int is a 1-d size.
@@ -76,9 +76,9 @@ def expected_keep_rate(size: int | Sequence[int], block_size: int | Sequence[int
 
 
 def keep_rate_map(size: int | Sequence[int], block_size: int | Sequence[int], seed_prob: float) -> Tensor:
-    """The probability that each unit is kept, `(1 - γ)^n(u)`: a float64 tensor of shape `size` on the CPU.
+    """Return the probability that each unit is kept, `(1 - γ)^n(u)`: a float64 tensor of shape `size` on the CPU.
 
-    Units near the border are covered by fewer blocks and so are kept more often.
+    Fewer blocks cover the units near the border, so these are kept more often.
 
     Args:
         size: spatial size of the feature map, 1 to 3 ints; an int is a 1-d size.
@@ -104,18 +104,18 @@ def keep_rate_map(size: int | Sequence[int], block_size: int | Sequence[int], se
 
 
 def clamp(size: Size, block: Size) -> Size:
-    """The block, no larger than the map."""
+    """Return the size of a block, no larger than the map."""
     return tuple(min(s, b) for s, b in zip(size, block, strict=True))
 
 
 def valid_region(size: Size, block: Size) -> Size:
-    """The size of the valid seed region of a clamped block."""
+    """Return the size of the valid seed region of a clamped block."""
     return tuple(s - b + 1 for s, b in zip(size, block, strict=True))
 
 
 @lru_cache(maxsize=4096)
 def gamma(size: Size, block: Size, keep_prob: float, rate: Rate) -> float:
-    """`seed_probability` for checked arguments and a clamped block: a layer asks at every step."""
+    """Return `seed_probability` for checked arguments and a clamped block; cached, since layers call it every step."""
     if rate == "paper":
         return (1.0 - keep_prob) * math.prod(size) / (math.prod(block) * math.prod(valid_region(size, block)))
     return -math.expm1(-_exact_lam(size, block, keep_prob))
@@ -131,11 +131,11 @@ def lam(size: Size, block: Size, keep_prob: float, rate: Rate) -> float:
 
 
 def _exact_lam(size: Size, block: Size, keep_prob: float) -> float:
-    """Newton's method on `log(mean of exp(-λ n(u))) = log(keep_prob)`, λ = -log(1 - γ).
+    """Solve `log(mean of exp(-λ n(u))) = log(keep_prob)` for λ by Newton's method.
 
-    The left side is convex and falling in λ, so the iterates climb from 0 to the root without passing it; it is
-    close to linear, so they are few. Where almost all is kept, 1 - keep_prob is what has to be met precisely, so
-    the share dropped is summed; elsewhere the share kept.
+    The left side is convex and decreasing in λ, so the iterates rise from 0 to the root without passing it; it is
+    nearly linear, so they are few. For keep_prob above 0.5 the dropped share is summed, since 1 - keep_prob must be
+    met precisely; otherwise the kept share.
     """
     if keep_prob < 1e-200:  # exp(-λ n) would leave the range of a float; γ is 1 to the last bit long before
         return math.inf
@@ -158,5 +158,5 @@ def _exact_lam(size: Size, block: Size, keep_prob: float) -> float:
 
 
 def _covering(s: int, b: int) -> list[int]:
-    """For each position along an axis of length s, how many of the blocks of length b cover it."""
+    """Return, for each position along an axis of length s, the number of blocks of length b that cover it."""
     return [min(j + 1, s - j, b, s - b + 1) for j in range(s)]

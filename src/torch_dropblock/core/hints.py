@@ -1,4 +1,4 @@
-"""Help for a misuse: a hint in the error of a wrong call, and warnings at the line of the user's own code."""
+"""Help with wrong calls: hints in their errors, and warnings that point to the line of the user's own code."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from torch import nn
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# packages whose frames stand between a warning and the line that a user can change
+# packages whose frames lie between a warning and the line that a user can change
 _BETWEEN = {"torch_dropblock", "contextlib", "torch", "lightning", "lightning_fabric", "pytorch_lightning"}
 
 
 def hinted(hint: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Add a hint to the error of a call whose arguments do not fit the signature.
 
-    The signature stays what it is, for `help()`, editors and type checkers; an error from inside the function too.
+    The signature does not change, for `help()`, editors and type checkers. Errors from inside the function do not
+    change either.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -34,11 +35,11 @@ def hinted(hint: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 if error.__traceback__ is None or error.__traceback__.tb_next is not None:
                     raise  # the function itself ran
                 message = str(error)
-                if owner and args:  # Python names the class that has the method, not the one that was called
+                if owner and args:  # Python names the class that defines the method, not the class that was called
                     message = message.replace(owner, type(args[0]).__qualname__, 1)
                 raise TypeError(f"{message}; {hint}") from None
 
-        # torch.jit.script compiles, and names in its errors, the function that these attributes lead to
+        # with these attributes, torch.jit.script compiles the original function and names it in its errors
         vars(call).update(__script_if_tracing_wrapper=True, __original_fn=function)
         return call
 
@@ -46,7 +47,7 @@ def hinted(hint: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the innermost line that is the user's own."""
+    """Warn at the innermost line of the user's own code."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         level, frame = level + 1, frame.f_back
@@ -54,7 +55,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 class Layers(dict[str, nn.Module]):
-    """The layers that a function put into a model, by name; used as the model, they raise an error that says so."""
+    """Layers that a function put into a model, by name; if used as the model, they raise an error that explains."""
 
     def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError(f"'dict' object is not callable; {_NOT_THE_MODEL}")

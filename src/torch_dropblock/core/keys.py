@@ -1,8 +1,8 @@
-"""Keys: the 64-bit numbers that masks are functions of, and the random words that are made of a key.
+"""Keys: 64-bit numbers that determine masks, and the random words made from a key.
 
 The i-th word of stream s of a key is `mix(mix(mix(key) + (s + 1) φ) + i φ)` modulo 2^64. `mix` is the finaliser of
 SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), and φ is 2^64 over the golden ratio. These are operations on integers, so
-PyTorch, C and Triton make the same words on every device, and each word can be made alone.
+PyTorch, C and Triton make the same words on every device, and each word can be computed alone.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-# a Python int, or an int64 tensor of no dimensions, which the host need not wait for
+# a Python int, or an int64 tensor of no dimensions, for which the host need not wait
 Key = Tensor | int
 
 
 def signed(word: int) -> int:
-    """Read the lowest 64 bits of `word` as a signed integer; products of int64 tensors wrap around modulo 2^64."""
+    """Return the lowest 64 bits of `word` as a signed integer, since int64 tensors wrap around modulo 2^64."""
     word &= (1 << 64) - 1
     return word - (1 << 64) if word >> 63 else word
 
@@ -37,14 +37,14 @@ def draw_key(device: torch.device, generator: torch.Generator | None) -> Tensor:
 
 
 def device_for_keys(device: torch.device) -> torch.device:
-    """Return where the keys of tensors on a device are: MPS has no float64, so its seeds are drawn on the CPU."""
+    """Return the device for the keys of tensors on `device`: MPS has no float64, so its seeds are drawn on the CPU."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def draw_key_number(generator: torch.Generator | None) -> int:
-    """Draw the number that `draw_key` draws on the CPU, into memory that is kept for it.
+    """Draw the number that `draw_key` draws on the CPU, into memory that is reused.
 
-    A new tensor would live until the backward pass and split the memory that the next large output could have had.
+    A new tensor would live until the backward pass and split the memory that the next large output could use.
     """
     if not hasattr(_MEMORY, "of_a_key"):
         with torch.inference_mode(False), unset_fake_temporarily():
@@ -83,7 +83,7 @@ def mixed(word: int) -> int:
 
 
 def mix_(words: Tensor) -> Tensor:
-    """Replace each word of an int64 tensor by `mix` of it."""
+    """Replace each word of an int64 tensor by `mix(word)`, in place."""
     shifted = torch.empty_like(words)
     for shift, factor in ((30, FACTORS[0]), (27, FACTORS[1])):
         words.bitwise_xor_(shift_right(words, shift, shifted)).mul_(factor)
@@ -91,5 +91,5 @@ def mix_(words: Tensor) -> Tensor:
 
 
 def shift_right(words: Tensor, bits: int, out: Tensor | None = None) -> Tensor:
-    """Shift as unsigned integers are shifted; PyTorch fills the bits above with the sign."""
+    """Shift right like unsigned integers; PyTorch would fill the upper bits with the sign."""
     return torch.bitwise_right_shift(words, bits, out=out).bitwise_and_((1 << (64 - bits)) - 1)

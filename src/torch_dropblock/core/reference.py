@@ -1,6 +1,6 @@
-"""DropBlock as the paper writes it, dense: the oracle that every faster backend is tested against.
+"""DropBlock as in the paper, on a dense mask: the oracle that tests compare every faster backend with.
 
-Algorithm 1 of Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018. The line numbers below are its own.
+Source: Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018, algorithm 1. The line numbers below are those of the algorithm.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 def draw_seeds(key: int, blocks: Blocks, table: Tensor) -> Tensor:
     """Line 5: decide for each position whether it is a seed; bool of shape (1, planes, *valid).
 
-    One stream and one number after the other, in Python's integers: `seeds.py` says what they mean.
+    Draw one stream and one number after the other, in Python's integers; `seeds.py` defines them.
     """
     count, length, per_group, group, _ = blocks.streams
     seeds = torch.zeros(blocks.positions, dtype=torch.bool)

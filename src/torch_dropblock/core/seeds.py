@@ -1,11 +1,12 @@
-"""From a key to the seeds of its blocks: no random number is drawn per unit.
+"""Draw the seeds of a key, without a random number per unit.
 
 Each position is a seed with probability γ, independently. The distinct values among K ~ Poisson(λ M) positions, drawn
 uniformly from M, have that distribution, for λ = -log(1 - γ). So a stream of M positions draws a number K, then K
-places. It takes its words in order: the first ones for K, each by a search in a table of the Poisson distribution, the
+places. It uses its words in order: the first ones for K, each by a search in a table of the Poisson distribution, the
 next ones for the places.
 
-Every operation is exact or rounded once, and no product is added to, so PyTorch, C and Triton agree bit for bit.
+Every operation is exact or rounded once, and no product is directly added to a number, so nothing can be fused.
+PyTorch, C and Triton therefore agree bit for bit.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from .checks import Rate
 from .geometry import Size
 from .keys import PHI, Key, device_of, mix_, shift_right, signed, stream_bases
 
-# Entries of a table. Entry 0 says how many numbers are added to make K. The others are P(number <= k) for k = 0, 1, …,
-# and 1 at the end. A number has a mean of at most MOST_EXPECTED, so its probabilities reach 1 long before.
+# Entries of a table. Entry 0 is the count of numbers whose sum is K. The others are P(number <= k) for k = 0, 1, …,
+# and 1 at the end. A number has a mean of at most MOST_EXPECTED, so its probabilities reach 1 long before the end.
 TABLE = 128
 MOST_EXPECTED = 32
-# The next λ belongs to a γ that is 1 to the last bit of a float64.
+# From this λ on, γ rounds to 1 in float64.
 MOST_LAM = 40.0
-# Streams that are drawn at once, so that their numbers stay in the cache.
+# Streams drawn at once, so that their numbers stay in the cache.
 STREAMS_AT_ONCE = 1 << 13
 
 
 def rounded(lam: float) -> float:
-    """Return λ as drawing uses it: a float32, so that a γ that was solved elsewhere gives the same seeds."""
+    """Return λ rounded to float32 for drawing, so that a γ solved on another device gives the same seeds."""
     return float(struct.unpack("f", struct.pack("f", min(lam, MOST_LAM)))[0])
 
 
@@ -61,20 +62,20 @@ def poisson_table(lam: float, length: int) -> list[float]:
 
 @lru_cache(maxsize=1024)
 def table_of(size: Size, block: Size, length: int, keep_prob: float, rate: Rate) -> Tensor | None:
-    """Return the table of a stream of `length` positions: float64, on the CPU; None where everything is dropped."""
+    """Return the table of a stream of `length` positions: float64, on the CPU; None if everything is dropped."""
     lam = geometry.lam(size, block, keep_prob, rate)
     if math.isinf(lam):
         return None
-    # the table outlives this call, so it must be a plain tensor: no fake one, nor one that a transform tracks
+    # the table outlives this call, so it must be a plain tensor: neither fake nor tracked by a transform
     with torch.inference_mode(False), unset_fake_temporarily(), temporarily_clear_interpreter_stack():
         return torch.tensor(poisson_table(lam, length), dtype=torch.float64, device="cpu")
 
 
 def draw_seeds(key: Key, blocks: Blocks, table: Tensor) -> Tensor:
-    """Draw the seeds of a key: int64, stream by stream, unsorted within.
+    """Draw the seeds of a key: int64, stream by stream, unsorted within a stream.
 
-    A position may be there twice. Nothing is read back from a device: there every stream has as many seeds as its table
-    allows, and those that it does not have stand at `blocks.positions`, one past the last position.
+    A position may occur twice. Nothing is read back from a device: there every stream gets as many seeds as its table
+    allows, and surplus seeds are set to `blocks.positions`, one past the last position.
     """
     if not blocks.positions:
         return torch.empty(0, dtype=torch.int64, device=device_of(key))
@@ -91,7 +92,7 @@ def _exactly(key: Key, blocks: Blocks, table: Tensor, first: int, count: int) ->
     many = _counts(bases, table)
     ends = many.cumsum(0)
     total = int(ends[-1])
-    # the t-th seed of all is number t - (ends - many) of its stream
+    # the t-th seed overall is number t - (ends - many) of its stream
     bases.sub_((ends.sub_(many)).sub_(numbers).mul_(PHI))
     words = torch.repeat_interleave(bases, many, output_size=total)
     words.add_(torch.arange(total, dtype=torch.int64, device="cpu"), alpha=PHI)
@@ -104,7 +105,7 @@ def _exactly(key: Key, blocks: Blocks, table: Tensor, first: int, count: int) ->
 
 
 def _at_most(key: Key, blocks: Blocks, table: Tensor, first: int, count: int) -> Tensor:
-    """Draw like `_exactly`, in as many operations whatever the seeds."""
+    """Draw like `_exactly`, but in shapes that do not depend on the number of seeds; pad with `blocks.positions`."""
     streams = blocks.streams
     bases = stream_bases(key, first, count).unsqueeze(1)
     numbers, most = int(table[0]), int((table[1:] < 1.0).sum())
@@ -128,12 +129,12 @@ def _counts(bases: Tensor, table: Tensor) -> Tensor:
 
 
 def _places(words: Tensor, length: int) -> Tensor:
-    """Turn words into places in a stream, each as likely as the others to 2^-31 of its probability."""
+    """Turn words into places in a stream, equally likely up to 2^-31 of their probability."""
     return shift_right(mix_(words), 17).mul_(length).bitwise_right_shift_(47)
 
 
 def _starts(blocks: Blocks, first: int, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Return where streams begin, and how many positions each has if some have fewer than `length`."""
+    """Return the first position of each stream, and the number of its positions if some have fewer than `length`."""
     streams = blocks.streams
     start = torch.arange(first, first + count, dtype=torch.int64, device=device)
     if streams.per_group == 1:

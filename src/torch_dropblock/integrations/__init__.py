@@ -1,1 +1,1 @@
-"""DropBlock in other libraries' trainers, one file for each. Imports `networks` and what it stands on."""
+"""DropBlock in the trainers of other libraries, one file each. Imports `networks`, `layer` and `core`."""

@@ -1,13 +1,13 @@
-"""`DropBlockCallback`: the schedule, the random state and the ranks of a training with Lightning.
+"""`DropBlockCallback`: handle the schedule, the random state and the ranks of a training with Lightning.
 
     batch  ── an optimizer stepped ──> schedule
-    save   ── schedule, random state ──> checkpoint ──> restored where Lightning would draw what it drew
-    ranks  ── in a training batch, a stream of its own for each ──> other masks on each
+    save   ── schedule, random state ──> checkpoint ──> restored where Lightning draws the same numbers again
+    ranks  ── in a training batch, each rank has its own random stream ──> different masks on each
 
 Lightning draws from the global generators when it makes the iterators of the data, once before `on_train_start` and
-then at each epoch's start. A run that goes on from a checkpoint has made its iterator by the time a callback may act,
-from a random state that is not that of the checkpoint; so it is made once more. Everything else that draws, such as
-what makes the datasets, comes before and sees what it saw in the first run.
+then at the start of each epoch. In a resumed run, Lightning makes its iterator before a callback can act, from a random
+state that is not the checkpoint's. So this callback makes the iterator again. Earlier draws, such as those that make
+the datasets, are the same as in the first run.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from ..networks.schedule import Curve, KeepProbSchedule
 
 
 def _callback_of_each_framework() -> type:
-    """Whose hooks do nothing; of both names under which Lightning is installed, since a Trainer may come from either.
+    """Return a base class with the `Callback` of each installed Lightning package, since a Trainer may be from either.
 
-    The second costs 0.2 s, next to 4 s for the first.
+    The second import costs 0.2 s, the first 4 s.
     """
     bases, errors = [], []
     for name in ("lightning.pytorch", "pytorch_lightning"):
@@ -47,7 +47,7 @@ _Callback: Any = object if TYPE_CHECKING else _callback_of_each_framework()
 
 
 class DropBlockCallback(_Callback):  # type: ignore[misc]
-    """Schedule the DropBlock layers of a LightningModule, and let its training go on exactly where it was saved.
+    """Schedule the DropBlock layers of a LightningModule, and make its training resume exactly from a checkpoint.
 
         class Net(LightningModule):
             def __init__(self):
@@ -58,23 +58,23 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
 
         Trainer(max_epochs=270, callbacks=[DropBlockCallback()])
 
-    It takes `keep_prob` of each layer from 1 to what the layer was made with, by a `KeepProbSchedule` that steps once
-    after each batch in which an optimizer stepped; `schedule` is None until a training begins. The schedule and the
-    random state (Python, NumPy, PyTorch) are part of the checkpoints. Where several processes train on shards of the
-    data, each draws masks of its own. docs/lightning.md says what is promised.
+    Changes `keep_prob` of each layer from 1 to the layer's target, by a `KeepProbSchedule` that steps once after each
+    batch in which an optimizer stepped. `schedule` is None until a training begins. Checkpoints include the schedule
+    and the random state (Python, NumPy, PyTorch). If several processes train on shards of the data, each draws its own
+    masks. docs/lightning.md lists the guarantees.
 
     Args:
         curve: as for `KeepProbSchedule`.
         total_steps: the number of steps of the whole training; None takes the trainer's estimate.
 
     Raises:
-        TypeError, ValueError: as `KeepProbSchedule` does, for an argument at once, for the model when a training
-            begins; or the number of steps was not given and the trainer does not know it.
+        TypeError, ValueError: as for `KeepProbSchedule`; errors in arguments are raised at once, errors in the model
+            when a training begins. Also if `total_steps` is None and the trainer has no estimate.
     """
 
     @hinted('its options are keywords: DropBlockCallback(curve="linear", total_steps=None)')
     def __init__(self, *, curve: str | Curve = "linear", total_steps: int | None = None) -> None:
-        # refuses now what would be refused hours later
+        # check the arguments now, not hours later
         KeepProbSchedule(DropBlock2d(1), 1 if total_steps is None else total_steps, curve=curve)
         self.curve = curve
         self.total_steps = total_steps
@@ -91,7 +91,7 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
         self._shared: dict[int, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy takes the options, not the training and its network."""
+        """Return the options alone: a copy does not take the training and its network."""
         return {"curve": self.curve, "total_steps": self.total_steps}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -105,12 +105,12 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
 
     def setup(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
         self._evaluates = stage != "fit"
-        if not self._evaluates:  # a finder saves and restores before the training starts
+        if not self._evaluates:  # a finder (of batch size or learning rate) saves and restores before training starts
             self.schedule = self._loaded = None
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         loaded, self._loaded = self._loaded, None
-        # several optimizers step several times in a batch, accumulated batches are several to a step
+        # with several optimizers a batch has several steps, with accumulation a step has several batches
         done = min(trainer.global_step, trainer.fit_loop.total_batch_idx + 1)
         total = _steps_of(trainer) if self.total_steps is None else self.total_steps
         self.schedule = KeepProbSchedule(pl_module, total, curve=self.curve, start_step=done)
@@ -150,12 +150,12 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
         }
 
     def on_load_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
-        self._global_step = checkpoint["global_step"]  # where a batch in which it is restored will have begun
+        self._global_step = checkpoint["global_step"]  # if restored within a batch, the batch counts from here
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state at once in a training, which a finder or a rollback restores; else when one starts.
+        """Load the state at once during a training (restored by a finder or a rollback), otherwise when one starts.
 
-        An evaluation restores the weights alone, so that the training, if there was one, stays where it was.
+        An evaluation restores only the weights, so that an earlier training keeps its state.
         """
         if self._evaluates:
             return
@@ -166,14 +166,14 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
             self._set_random_state(state_dict["random"])
 
     def _apply(self, state: dict[str, Any]) -> None:
-        """All of a state but the generators."""
+        """Load a state, except for the generators."""
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
         self._rank_seed, self._batches = state["rank_seed"], state["batches"]
         self._epoch_ended = state["epoch_ended"]
 
     def _random_state(self) -> dict[str, Any]:
-        """Of plain values and tensors, which `torch.load` reads with `weights_only=True`."""
+        """Return plain values and tensors, which `torch.load` reads with `weights_only=True`."""
         kind, keys, *rest = np.random.get_state()
         return {
             "python": random.getstate(),
@@ -185,14 +185,14 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])
         for i, (generator, saved) in enumerate(zip(self._generators, state["torch"], strict=False)):
-            # it may be another machine, or in a batch, from which a rank comes back to what all share
+            # the machine may have other devices; within a batch, a rank returns later to the shared state
             if i in self._shared:
                 self._shared[i] = saved.cpu()
             else:
                 generator.set_state(saved.cpu())
 
     def _restore(self, state: dict[str, Any], trainer: Any) -> None:
-        """Of the end of an epoch, let the next one's iterator be made from this state: here, or by Lightning later."""
+        """Keep a random state for the next epoch or batch; at an epoch's end, first remake the iterator from it."""
         after = state
         if self._epoch_ended:
             self._set_random_state(state)
@@ -203,17 +203,17 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
     def on_train_epoch_start(self, trainer: Any, pl_module: nn.Module) -> None:
         if self._resume:
             loop = trainer.fit_loop
-            goes_on = loop.restarting or getattr(loop, "is_resuming", False)  # with the iterator that it has
+            goes_on = loop.restarting or getattr(loop, "is_resuming", False)  # the loop keeps its iterator
             self._set_random_state(self._resume[1 if goes_on or trainer.current_epoch == 0 else 0])
 
     # --- the ranks ---------------------------------------------------------------------------------------------------
 
     def _set_ranks_apart(self, trainer: Any) -> None:
-        """Masks are to differ where the data do, so not within a group of tensor parallel ranks."""
+        """Give each rank with its own data its own masks; a group of tensor-parallel ranks shares data and masks."""
         shards = trainer.distributed_sampler_kwargs or {"num_replicas": 1}
         self._replica = shards["rank"] if shards["num_replicas"] > 1 else None
         if self._replica is not None and self._rank_seed is None:
-            state = bytes(torch.get_rng_state().tolist())  # drawing a number would shift what others draw
+            state = bytes(torch.get_rng_state().tolist())  # drawing a number would change later draws
             self._rank_seed = trainer.strategy.broadcast(_hash(state))
 
     def on_train_batch_start(self, trainer: Any, pl_module: nn.Module, batch: Any, batch_idx: int) -> None:
@@ -222,7 +222,7 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
         self._resume = None
         if self._replica is not None:
             seed = _hash(f"{self._rank_seed} {self._replica} {self._batches}".encode())
-            own = range(len(self._generators))[1:] or range(1)  # those of the devices, if there are any but the CPU
+            own = range(len(self._generators))[1:] or range(1)  # the devices' generators, or else the CPU's
             self._shared = {i: self._generators[i].get_state() for i in own}
             for i in own:
                 self._generators[i].manual_seed(seed)
@@ -230,12 +230,12 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
         self._global_step = trainer.global_step
 
     def _give_back(self) -> None:
-        """Outside of training batches ranks stay alike: samplers that have no seed rely on it."""
+        """Restore the shared random state outside training batches: samplers without a seed rely on it."""
         for i, state in self._shared.items():
             self._generators[i].set_state(state)
         self._shared = {}
 
-    # a batch that is skipped or fails has no end
+    # a batch that is skipped or fails has no `on_train_batch_end`
 
     def on_train_epoch_end(self, trainer: Any, pl_module: nn.Module) -> None:
         self._give_back()
@@ -249,13 +249,13 @@ def _steps_of(trainer: Any) -> int:
     steps = trainer.estimated_stepping_batches
     schedulers = [c for c in trainer.callbacks if hasattr(c, "get_accumulate_grad_batches")]
     batches, epochs = trainer.num_training_batches, trainer.max_epochs
-    if schedulers and epochs != -1 and batches < math.inf:  # the estimate is made with the batches of one step now
+    if schedulers and epochs != -1 and batches < math.inf:  # the trainer's estimate uses the present accumulation only
         taken = [schedulers[-1].get_accumulate_grad_batches(epoch) for epoch in range(max(epochs, 1))]
         steps = sum(math.ceil(batches / accumulated) for accumulated in taken)
         steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
     if not 0 < steps < math.inf:  # -1 for a dataset of unknown length
         raise ValueError(
-            "the trainer does not know how many steps it will take (estimated_stepping_batches is "
+            "the trainer has no estimate of its number of steps (estimated_stepping_batches is "
             f"{steps}): give it max_steps, or DropBlockCallback its total_steps"
         )
     return int(steps)
@@ -273,7 +273,7 @@ def _make_iterator_again(trainer: Any) -> None:
 
 
 def _generators_of(module: nn.Module) -> list[torch.Generator]:
-    """PyTorch's own generators that a training may draw from: that of the CPU, then those of the module's devices."""
+    """Return PyTorch's default generators that a training may use: the CPU's, then those of the module's devices."""
     generators = [torch.default_generator]
     for device in sorted({parameter.device for parameter in module.parameters()}, key=str):
         if device.type in ("cuda", "xpu"):
@@ -284,5 +284,5 @@ def _generators_of(module: nn.Module) -> list[torch.Generator]:
 
 
 def _hash(data: bytes) -> int:
-    """63 bits."""
+    """Return a hash of 63 bits."""
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") >> 1

@@ -1,12 +1,12 @@
-"""The layer inside `torch.compile`: drawing is an operator that the compiler does not look into, applying is not.
+"""The layer inside `torch.compile`: drawing is an opaque operator, applying is visible to the compiler.
 
-    key, keep_prob ── draw ──> mask, scale, table ── where, * ──> output      fused with what is around it
+    key, keep_prob ── draw ──> mask, scale, table ── where, * ──> output      fused with its neighbours
     key ───────────── redraw ──> mask ────────────── where, * ──> gradient    in the backward pass
 
-γ is solved inside `draw`, from the value that `keep_prob` has when it runs: a schedule changes data, and nothing is
-compiled again. Both are functions of the key, which is drawn in the graph by an operation that the compiler knows to be
-random, so it neither merges nor repeats it. They are two, so that it does not merge them either and keep the mask for
-the backward pass.
+`draw` solves γ from the value that `keep_prob` has when it runs: a schedule changes data, so nothing is recompiled.
+The graph draws the key by an operation that the compiler treats as random, so it neither merges nor repeats it.
+`draw` and `redraw` are separate operators; one operator, called twice with equal arguments, would be merged, and the
+mask would be kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Draw:
         return self.empty_mask(device), scale, table
 
     def blocks(self, keep_prob: Tensor) -> tuple[Blocks, Tensor | None]:
-        """Return the blocks and the table of a keep_prob, whose value is checked where the host can see it."""
+        """Return the blocks and the table of a keep_prob; check its value unless only a GPU holds it."""
         lead, size, block_size = tuple(self.lead), tuple(self.size), tuple(self.block_size)
         rate, blocks = checks.rate(self.rate), Blocks.of(lead, size, block_size, self.share_channels)
         if keep_prob.device.type != "cpu" and self.backend == "triton":
@@ -80,7 +80,7 @@ class Draw:
         return blocks, table_of(blocks.size, blocks.block, blocks.streams.length, value, rate)
 
     def mask(self, key: Tensor, blocks: Blocks, table: Tensor | None, count: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the mask; and its scale, which has a value if it is to `count`."""
+        """Return the mask and its scale; the scale may be uninitialised unless `count` is True."""
         if table is None:
             mask, scale, _ = self.empty(key.device)
             return mask.fill_(-1 if self.backend == "triton" else 1), scale.fill_(0.0)
@@ -101,7 +101,7 @@ class Draw:
         return mask, scale
 
     def dropped(self, mask: Tensor, op: torch.dtype) -> Tensor:
-        """Return the condition in the form that compiles best: on a CPU one read from bools is several times slower."""
+        """Return the condition in the form that compiles best: on a CPU, reading bools is several times slower."""
         if self.backend != "triton":
             return mask.to(op) > 0.5
         shifts = torch.arange(32, dtype=torch.int32, device=mask.device)
@@ -119,7 +119,7 @@ def _draw(key: Tensor, keep_prob: Tensor, *arguments: Any) -> tuple[Tensor, Tens
         return mask, scale.fill_(1.0), nothing.fill_(1.0)
     blocks, table = how.blocks(keep_prob)
     mask, scale = how.mask(key, blocks, table, count=True)
-    # an operator may not return what it keeps; where everything is dropped `redraw` looks at keep_prob
+    # An operator may not return a tensor that it keeps. If everything is dropped, `redraw` decides by keep_prob.
     return mask, scale, how.empty(key.device)[2].fill_(1.0) if table is None else table.clone()
 
 
@@ -144,7 +144,7 @@ def _redrawn(key: Tensor, keep_prob: Tensor, table: Tensor | None, *arguments: A
 def _draw_mapped(
     info: Any, in_dims: tuple[Any, ...], keys: Tensor, keep_prob: Tensor, *arguments: Any
 ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, None, None]]:
-    """Serve `torch.vmap` with other masks for each: counted together, as in eager mode."""
+    """Draw a mask for each mapped key under `torch.vmap`; units are counted over all masks, as in eager mode."""
     if in_dims[1] is not None:
         raise ValueError("keep_prob cannot be mapped over")
     drawn = [draw(key, keep_prob, *arguments) for key in keys.unbind(in_dims[0])]
@@ -152,8 +152,8 @@ def _draw_mapped(
     return (torch.stack(masks), len(scales) / torch.stack(scales).reciprocal().sum(), tables[0]), (0, None, None)
 
 
-# What `torch.library.custom_op` makes, without its checks at every call, which take as long as the drawing. Where this
-# module was imported before they are there, and go with the first library.
+# `torch.library.custom_op` would add checks at every call that take as long as the drawing. If this module was imported
+# before, its operators exist already and live as long as that first library.
 if not hasattr(torch.ops.torch_dropblock, "draw"):
     OPERATORS = torch.library.Library("torch_dropblock", "DEF")  # type: ignore[no-untyped-call]
     for name, signature, function, fake in (
@@ -164,9 +164,9 @@ if not hasattr(torch.ops.torch_dropblock, "draw"):
         OPERATORS.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"torch_dropblock::{name}", fake, lib=OPERATORS)
     torch.library.register_vmap("torch_dropblock::draw", _draw_mapped, lib=OPERATORS)
-# the mask, 1 where dropped and else 0; the scale of what is kept; and the table that `redraw` takes on a GPU
+# returns the mask (1 where dropped, else 0), the scale of the kept units, and the table for `redraw` on a GPU
 draw = torch.ops.torch_dropblock.draw.default
-# the mask that `draw` made
+# returns the mask that `draw` made
 redraw = torch.ops.torch_dropblock.redraw.default
 
 
@@ -183,10 +183,10 @@ class _Apply(torch.autograd.Function):
         backend: str,
     ) -> Tensor:
         arguments = _arguments(input, block_size, rate, share_channels, backend)
-        # the memory format of the gradient is not known yet when the backward pass is traced
+        # the input's memory format, since the gradient's is not known when the backward pass is traced
         ctx.block_size, ctx.options = block_size, arguments[3:]
         mask, scale, table = draw(key, keep_prob, *arguments)
-        # the host finds the table of a keep_prob again; a GPU would have to solve γ again
+        # the host has a cache of tables; a GPU would have to solve γ again
         ctx.save_for_backward(key, keep_prob, scale, table if backend == "triton" else None)
         return _scale_and_zero(input, mask, scale, Draw(*arguments))
 
@@ -208,10 +208,10 @@ def drop_block(
     generator: torch.Generator | None,
     key: int | Tensor | None,
 ) -> Tensor:
-    """Do what `functional.drop_block*d` does, for the compiler to trace; a tensor's value is checked as it runs."""
+    """Drop blocks like `functional.drop_block*d`, traceable by the compiler; tensor values are checked at run time."""
     backend = choice.serving_compiled(input.device)
     if not isinstance(keep_prob, Tensor):
-        # a CUDA graph has no place for a tensor of the CPU
+        # a CUDA graph cannot hold a tensor of the CPU
         device = input.device if backend == "triton" else torch.device("cpu")
         keep_prob = torch.full((), keep_prob, dtype=torch.float64, device=device)
     key = draw_key(input.device, generator) if key is None else as_tensor(key, input.device)
@@ -221,7 +221,7 @@ def drop_block(
 
 
 def _apply(input: Tensor, key: Tensor, keep_prob: Tensor, *options: Any) -> Tensor:
-    """Serve `torch.func` and forward mode, which `_Apply` has no rules for: PyTorch derives it, and keeps the mask."""
+    """Drop under `torch.func` and forward mode, for which `_Apply` has no rules; PyTorch differentiates it."""
     arguments = _arguments(input, *options)
     mask, scale, _ = draw(key, keep_prob, *arguments)
     return _scale_and_zero(input, mask, scale, Draw(*arguments))
@@ -237,10 +237,10 @@ def _arguments(
 
 
 def _scale_and_zero(input: Tensor, mask: Tensor, scale: Tensor, draw: Draw) -> Tensor:
-    """Do what `sparse.masked` does, for the compiler to look into."""
+    """Scale the input and zero dropped units, like `sparse.masked`, in operations that the compiler fuses."""
     op = torch.float64 if input.dtype == torch.float64 else torch.float32
     output = torch.where(draw.dropped(mask, op), 0.0, input.to(op) * scale.to(op))
-    # PyTorch 2.11 loses the gradient of a function whose last operation does nothing
+    # PyTorch 2.11 loses the gradient of a function whose last operation is a no-op
     return output if output.dtype == input.dtype else output.to(input.dtype)
 
 
@@ -250,7 +250,7 @@ def _shape_of(input: Tensor, block_size: tuple[int, ...]) -> tuple[Sequence[int]
 
 
 def _channels_innermost(input: Tensor, dims: int) -> bool:
-    """Return whether `input` has samples and channels, and these innermost, so that the mask is read as `input` is."""
+    """Return True if `input` is batched with channels innermost, so that its mask should have the same memory order."""
     if input.dim() != dims + 2 or input.dim() not in sparse.CHANNELS_LAST or input.is_contiguous():
         return False
     return input.is_contiguous(memory_format=sparse.CHANNELS_LAST[input.dim()])

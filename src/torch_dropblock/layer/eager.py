@@ -1,6 +1,6 @@
-"""The layer as one differentiable operation, linear in its input: all of its derivatives are itself.
+"""The layer in eager mode: one differentiable operation, linear in its input, so that each derivative is itself.
 
-What is saved for the backward pass is the key; the same seeds are drawn from it again.
+Only the key is saved for the backward pass, which draws the same seeds from it again.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from . import tracing
 
 @dataclass
 class Call:
-    """One call of the layer, but for its input and its key.
+    """Parameters of one call of the layer, without its input and its key.
 
     Attributes:
         blocks: where blocks may fall.
-        table: how many seeds a stream has, see `seeds.py`; None where everything is dropped.
-        asked: the backend that is asked for, or "auto".
+        table: the distribution of the number of seeds per stream, see `seeds.py`; None if everything is dropped.
+        asked: the requested backend, or "auto".
         scale: the normalisation, once a backend has counted it and needs no second count.
     """
 
@@ -38,10 +38,10 @@ class Call:
 
 
 def drop(input: Tensor, key: Key, call: Call, inplace: bool = False) -> Tensor:
-    """Do the operation on numbers."""
+    """Drop blocks from the values of a tensor, without autograd."""
     if input.is_neg() or not input.data_ptr() or torch._C._len_torch_dispatch_stack():
         return _by_operators(input, key, call, inplace)
-    # Allocated before anything small, which would take part of the memory that the last output gave back: a third
+    # Allocate the output first, since small tensors would split the memory that the last output freed: a third
     # fewer page faults for outputs of 25 MB, no difference for 13 MB.
     output = input if inplace else torch.empty_like(input)
     if call.table is None:
@@ -52,7 +52,7 @@ def drop(input: Tensor, key: Key, call: Call, inplace: bool = False) -> Tensor:
 
 
 def _by_operators(input: Tensor, key: Key, call: Call, inplace: bool) -> Tensor:
-    """Drop from a tensor whose memory is not there, does not hold its values, or is followed by something else."""
+    """Drop by PyTorch operators: the tensor has no memory of its values, or its operators are traced."""
     if call.table is None:
         return input.zero_() if inplace else torch.zeros_like(input)
     with tracing.left_alone():
@@ -108,10 +108,10 @@ class ApplyBlocks(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], input: Tensor, key: Key, call: Call, inplace: bool
     ) -> tuple[Tensor, int]:
-        """Make the mapped dimension one more leading one.
+        """Make the mapped dimension an additional leading one.
 
-        A mapped key (`randomness="different"`) asks for planes of their own, one that is not (`randomness="same"`) for
-        one mask repeated. The count is over all of them together.
+        With a mapped key (`randomness="different"`) every slice gets planes of its own; otherwise
+        (`randomness="same"`) all share one mask. Units are counted over all slices together.
         """
         input_dim, key_dim = in_dims[0], in_dims[1]
         if input_dim is None:
@@ -121,12 +121,12 @@ class ApplyBlocks(torch.autograd.Function):
         if isinstance(key, Tensor) and key_dim is not None:
             key = key.select(key_dim, 0)
         if inplace:
-            checks.writable(input)  # what the function saw of it was one slice
+            checks.writable(input)  # the first check saw only one slice
         return ApplyBlocks.apply(input, key, _batched(call, info.batch_size, shared=key_dim is None), inplace), 0
 
 
 class Plain(torch.autograd.Function):
-    """`ApplyBlocks` where nothing is transformed: PyTorch calls a function of this form in a quarter of the time."""
+    """`ApplyBlocks` for calls outside `torch.func`: PyTorch calls a function of this form in a quarter of the time."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
@@ -144,8 +144,8 @@ def _batched(call: Call, batch: int, *, shared: bool) -> Call:
 def _of_several(grads: Tensor, key: Key, call: Call) -> Tensor:
     """Return the gradients of `is_grads_batched=True`, through one mask.
 
-    `torch.autograd` maps over them by a `vmap` of its own, older than that of `torch.func`, and no Function takes part
-    in it. Here it is left, so that what it maps over becomes one more leading dimension, and entered again.
+    `torch.autograd` maps over them by its own older `vmap`, which does not support Functions. So leave that `vmap`,
+    make the mapped dimension an additional leading one, and enter the `vmap` again.
     """
     level = torch._C._vmapmode_decrement_nesting() + 1
     try:

@@ -34,7 +34,7 @@ def drop_block1d(
     generator: torch.Generator | None = None,
     key: int | Tensor | None = None,
 ) -> Tensor:
-    """Drop contiguous stretches of signals of shape (N, C, L) or (C, L); otherwise as `drop_block2d`.
+    """Drop contiguous stretches of signals of shape (N, C, L) or (C, L); otherwise like `drop_block2d`.
 
     Examples:
         >>> drop_block1d(torch.ones(4, 8, 100), 5, keep_prob=0.9).shape
@@ -58,34 +58,35 @@ def drop_block2d(
 ) -> Tensor:
     """Drop contiguous blocks of feature maps and scale the rest by the number of units over the number kept.
 
-    Every sample and channel has blocks of its own, each whole inside the map. A dropped unit becomes 0 whatever it
-    held, inf and NaN included, and so does its gradient. What is kept is counted over the whole tensor, so a tensor of
+    Every sample and channel has its own blocks, and every block lies whole inside the map. A dropped unit becomes 0,
+    even if it held inf or NaN, and so does its gradient. Kept units are counted over the whole tensor, so a tensor of
     ones keeps its mean.
 
     Args:
         input: feature maps of shape (N, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64, any strides.
         block_size: height and width of a block, one int for both or two; clamped to the map.
         keep_prob: probability that a unit is kept, in [0, 1]; a float, or a floating-point tensor of no dimensions.
-            To compiled code a float is a constant: it is compiled again for each new one, but not for a tensor.
-            A tensor on a GPU is not waited for where Triton draws the mask: γ is solved there, from the value that
-            the tensor has then, or has when a CUDA graph is replayed, cut to [0, 1].
+            In compiled code a float is a constant, and each new value recompiles; a new value of a tensor does not.
+            If Triton draws the mask, the host does not wait for a tensor on a GPU: γ is solved there. Its value at
+            that time, or at the replay of a CUDA graph, is clamped to [0, 1].
         rate: `"exact"` keeps `keep_prob` of the units on average; `"paper"` uses the paper's γ, which keeps more.
         share_channels: one mask per sample for all of its channels.
-        training: if False, `input` itself is returned, whatever it is, as a feature map is if `keep_prob` is 1.
+        training: if False, return `input` itself, without checks. With `keep_prob` 1, `input` is also returned, after
+            the checks.
         inplace: write into `input`.
-        generator: source of randomness, on the device of `input`; PyTorch's default one if None. For eager mode,
-            and not together with activation checkpointing, which restores the default generator alone. Processes
-            that are seeded alike draw alike: `torch.manual_seed(seed + rank)` sets them apart.
-        key: 64 bits, an int or an int64 tensor of no dimensions, which determine the mask on every device; no
-            generator is used then. `drop_block_mask` returns the mask of a key. If None, a key is drawn.
+        generator: source of randomness, on the device of `input`; PyTorch's default one if None. Use it only in eager
+            mode, and not with activation checkpointing, which restores only the default generator. Processes with
+            equal seeds draw equal masks: `torch.manual_seed(seed + rank)` gives each its own.
+        key: 64 bits, an int or an int64 tensor of no dimensions, which determine the mask on every device; then no
+            generator is used. `drop_block_mask` returns the mask of a key. If None, a key is drawn.
 
     Returns:
         A tensor of the shape, dtype and memory format of `input`.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of its range, `input` has the wrong number of dimensions, or `inplace` is
-            asked for on a leaf that requires grad, a view of one, or a tensor whose elements may share memory.
+        ValueError: an argument is out of its range, or `input` has the wrong number of dimensions. Or `inplace=True` is
+            used on a leaf that requires grad, a view of one, or a tensor whose elements may share memory.
 
     Source: Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018, algorithm 1.
 
@@ -111,7 +112,7 @@ def drop_block3d(
     generator: torch.Generator | None = None,
     key: int | Tensor | None = None,
 ) -> Tensor:
-    """Drop contiguous blocks of volumes of shape (N, C, D, H, W) or (C, D, H, W); otherwise as `drop_block2d`.
+    """Drop contiguous blocks of volumes of shape (N, C, D, H, W) or (C, D, H, W); otherwise like `drop_block2d`.
 
     Examples:
         >>> drop_block3d(torch.ones(2, 4, 8, 16, 16), (3, 5, 5), keep_prob=0.9).shape
@@ -120,7 +121,7 @@ def drop_block3d(
     return _drop_block(3, input, block_size, keep_prob, rate, share_channels, training, inplace, generator, key)
 
 
-# for the layers, whose calls fit
+# without the hints for wrong calls, which calls from this library do not need
 DROP_BLOCK: dict[int, Callable[..., Tensor]] = {
     1: unwrap(drop_block1d),
     2: unwrap(drop_block2d),
@@ -139,17 +140,17 @@ def drop_block_mask(
     key: int | Tensor | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Return the mask of a key: True where `drop_block2d` and its like keep a unit.
+    """Return the mask of a key: True where `drop_block1d`, `drop_block2d` or `drop_block3d` keeps a unit.
 
     Args:
-        shape: of the input, (N, C, *S) or (C, *S) with `dims` spatial dimensions.
+        shape: shape of the input, (N, C, *S) or (C, *S) with `dims` spatial dimensions.
         block_size: as for `drop_block2d`.
-        dims: 1, 2 or 3.
+        dims: number of spatial dimensions, 1, 2 or 3.
         keep_prob: probability that a unit is kept, in [0, 1].
         rate: as for `drop_block2d`.
         share_channels: one mask per sample for all of its channels, repeated in the result.
         key: 64 bits, as for `drop_block2d`; drawn from PyTorch's generator of the device if None.
-        device: of the result; the CPU if None.
+        device: device of the result; the CPU if None.
 
     Returns:
         A bool tensor of shape `shape`.
@@ -186,7 +187,7 @@ def _drop_block(
     generator: torch.Generator | None,
     key: int | Tensor | None,
 ) -> Tensor:
-    """Check the arguments but the input, then drop."""
+    """Check all arguments except the input, then drop."""
     if not checks.flag("training", training):
         return input
     sizes = checks.positive_ints("block_size", block_size, dims)
@@ -199,7 +200,7 @@ def _drop_block(
     return drop(input, sizes, keep_prob, rate, share_channels, inplace, generator, key)
 
 
-torch.fx.wrap("_drop_block")  # one node of a graph of `torch.fx`, which knows no shapes to check
+torch.fx.wrap("_drop_block")  # one node in a trace of `torch.fx`, since a trace has no shapes to check
 
 
 def drop(
@@ -212,7 +213,7 @@ def drop(
     generator: torch.Generator | None = None,
     key: int | Tensor | None = None,
 ) -> Tensor:
-    """Drop blocks; the other arguments are checked already, as those of a layer are when they are set."""
+    """Check `input`, `generator` and the value of `keep_prob`, then drop; callers have checked the other arguments."""
     dims = len(block_size)
     checks.feature_map(input, dims)
     if generator is not None:
@@ -236,7 +237,7 @@ def drop(
     asked = choice.asked_for(input, blocks)
     if isinstance(keep_prob, Tensor):
         checks.scalar("keep_prob", keep_prob)
-        if choice.serving(asked, input, blocks) == "triton":  # γ is solved on the GPU: nobody waits
+        if choice.serving(asked, input, blocks) == "triton":  # γ is solved on the GPU, so the host does not wait
             table = triton.solved_table(keep_prob, blocks.size, blocks.block, rate, blocks.streams.length)
             return _apply(input, Call(blocks, table, asked), inplace, generator, key)
         keep_prob = checks.probability("keep_prob", keep_prob)

@@ -1,4 +1,4 @@
-"""The layers: what is set, and one functional call."""
+"""The layers as modules: checked settings and one functional call."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ if TYPE_CHECKING:
 
 
 def call_in_trace(input: Proxy, module: nn.Module, attribute: str = "") -> Any:
-    """Let a trace of `torch.fx` call the module, or one of its attributes, as a whole: with its mode and keep_prob."""
+    """Record a call of the module, or of one of its attributes, as one node of a trace of `torch.fx`.
+
+    The traced call keeps the module's mode and keep_prob.
+    """
     path = f"{input.tracer.path_of_module(module)}.{attribute}".strip(".")  # type: ignore[attr-defined]
     return input.tracer.create_proxy("call_module", path, (input,), {})
 
 
 class DropBlockNd(nn.Module):
     dims: ClassVar[int]
-    # called with the layer at each training pass in eager mode, for a schedule that has just begun
+    # a new schedule sets it, and the layer calls it with itself at each training pass in eager mode
     watch: Callable[[DropBlockNd], None] | None = None
     _keep_prob_tensor: Tensor
 
@@ -51,7 +54,7 @@ class DropBlockNd(nn.Module):
 
     @property
     def keep_prob(self) -> float:
-        """The probability that a unit is kept; it can be assigned at any time."""
+        """Probability that a unit is kept; it can be assigned at any time."""
         return self._keep_prob
 
     @keep_prob.setter
@@ -61,11 +64,11 @@ class DropBlockNd(nn.Module):
 
     @property
     def target_keep_prob(self) -> float:
-        """The `keep_prob` that was asked for, to which a schedule takes the layer; assigning `keep_prob` sets it."""
+        """The `keep_prob` that was requested, and that a schedule ends at; assigning `keep_prob` sets it."""
         return self._target_keep_prob
 
     def set_strength(self, strength: float) -> None:
-        """Drop `strength` times the share that was asked for, from none at 0 to all of it at 1: what a schedule does.
+        """Drop `strength` times the requested share: nothing at 0, all of it at 1. Schedules call this.
 
         Examples:
             >>> layer = DropBlock2d(7, keep_prob=0.9)
@@ -80,18 +83,19 @@ class DropBlockNd(nn.Module):
 
     def _set_keep_prob(self, value: float, device: torch.device | None = None) -> None:
         self._keep_prob = value
-        # Compiled code reads this tensor, since it would be compiled again for each new value of a float. It is no
-        # buffer, so that it is not rounded by `half()`, broadcast by DDP or saved; and it is replaced, not filled, so
-        # that a backward pass still to come finds the value of its forward pass. It has one dimension, since the
-        # compiler takes one of none for a float, finds no use for it as one, and begins again. It lies on the CPU
-        # unless γ is solved on the layer's device, as CUDA graphs need: what they read of the CPU they read once.
+        # Compiled code reads keep_prob from this tensor:
+        # - a float would recompile for each new value;
+        # - it is not a buffer, so `half()` does not round it, DDP does not broadcast it, and it is not saved;
+        # - it is replaced, not filled, so that a pending backward pass sees the value of its forward pass;
+        # - it has one dimension, since the compiler first tries a tensor of no dimensions as a float and starts again;
+        # - it is on the CPU unless γ is solved on the layer's device: CUDA graphs read CPU values only once.
         if device is None:
             device = self._keep_prob_tensor.device if hasattr(self, "_keep_prob_tensor") else torch.device("cpu")
         with torch.inference_mode(False):
             self._keep_prob_tensor = torch.full((1,), value, dtype=torch.float64, device=device)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Check what is assigned, so that no forward pass has to."""
+        """Check settings when they are assigned, so that forward passes need no checks."""
         if name == "block_size":
             self._sizes = checks.positive_ints(name, value, self.dims)
             value = self._sizes if isinstance(value, Sequence) else self._sizes[0]
@@ -106,15 +110,15 @@ class DropBlockNd(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         with torch.inference_mode(False):
             device = fn(torch.empty(0, device="cpu")).device
-        # made again: a layer that was built with fake tensors gets a real one
+        # rebuild the tensor: a layer built with fake tensors gets a real one
         self._set_keep_prob(self._keep_prob, device if choice.solves_gamma(device) else torch.device("cpu"))
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _keep_prob_at(self, device: torch.device) -> str:
-        """Let the tensor that compiled code reads lie where `device` is best served; says which device that is.
+        """Move the tensor that compiled code reads to the device that suits `device`, and return that device's name.
 
-        A layer that a hook calls is no member of the model, and no `model.cuda()` tells it to move.
+        An inserted layer is not a member of the model, so `model.cuda()` does not move it.
         """
         there = device if choice.solves_gamma(device) else torch.device("cpu")
         if self._keep_prob_tensor.device != there:
@@ -122,7 +126,7 @@ class DropBlockNd(nn.Module):
                 self._set_keep_prob(self._keep_prob, there)
         return str(there)
 
-    # It runs when code is compiled and leaves nothing in it; see `choice.serving_compiled`.
+    # It runs during compilation and leaves no operation in the graph; see `choice.serving_compiled`.
     _keep_prob_at._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def forward(self, input: Tensor) -> Tensor:
@@ -131,7 +135,7 @@ class DropBlockNd(nn.Module):
         return self.drop(input, self.training, self.inplace)
 
     def drop(self, input: Tensor, training: bool, inplace: bool) -> Tensor:
-        """What `forward` does, with `training` and `inplace` in place of the layer's own."""
+        """Run `forward` with these values of `training` and `inplace` instead of the layer's own."""
         if not training:
             return input
         keep_prob: float | Tensor = self._keep_prob
@@ -150,7 +154,7 @@ class DropBlockNd(nn.Module):
 
 
 class DropBlock1d(DropBlockNd):
-    """Drop contiguous stretches of signals of shape (N, C, L) or (C, L) in training; otherwise as `DropBlock2d`."""
+    """Drop contiguous stretches of signals of shape (N, C, L) or (C, L) in training; otherwise like `DropBlock2d`."""
 
     dims = 1
 
@@ -158,7 +162,7 @@ class DropBlock1d(DropBlockNd):
 class DropBlock2d(DropBlockNd):
     """Drop contiguous blocks of feature maps in training and scale the rest; in evaluation do nothing.
 
-    `drop_block2d` says what it does and to which tensors. The layer has no entry in a state_dict.
+    See `drop_block2d` for details and for the tensors it takes. The layer has no entry in a state_dict.
 
     Args:
         block_size: height and width of a block, one int for both or two; clamped to the map.
@@ -172,7 +176,7 @@ class DropBlock2d(DropBlockNd):
         TypeError: an argument is of the wrong type.
         ValueError: an argument is out of its range.
 
-    Processes that are seeded alike draw alike: `torch.manual_seed(seed + rank)` sets the ranks of a training apart.
+    Processes with equal seeds draw equal masks: `torch.manual_seed(seed + rank)` gives each rank its own.
 
     Source: Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018, algorithm 1.
 
@@ -189,7 +193,7 @@ class DropBlock2d(DropBlockNd):
 
 
 class DropBlock3d(DropBlockNd):
-    """Drop contiguous blocks of volumes of shape (N, C, D, H, W) or (C, D, H, W); otherwise as `DropBlock2d`."""
+    """Drop contiguous blocks of volumes of shape (N, C, D, H, W) or (C, D, H, W); otherwise like `DropBlock2d`."""
 
     dims = 3
 
@@ -198,8 +202,9 @@ class DropBlock(DropBlock2d):
     """The layer of the article "A better Dropout! Implementing DropBlock in PyTorch", whose code runs unchanged.
 
     `p` is the probability that a unit is *kept*, as in the article and unlike `p` of `nn.Dropout`. γ is equation 1
-    of the paper, as in the article, so somewhat more than `p` is kept; `DropBlock2d` keeps exactly what is asked.
-    Unlike the article's, blocks lie whole inside the map, which may be of any shape and smaller than a block.
+    of the paper, as in the article, so somewhat more than `p` is kept; `DropBlock2d` keeps exactly `keep_prob` on
+    average. Unlike the article's, blocks lie whole inside the map, which may have any shape and be smaller than a
+    block.
 
     Args:
         block_size: height and width of a block, one int for both or two; clamped to the map.
@@ -223,7 +228,7 @@ class DropBlock(DropBlock2d):
 
     @property
     def p(self) -> float:
-        """The probability that a unit is kept; another name for `keep_prob`."""
+        """Probability that a unit is kept; another name for `keep_prob`."""
         return self.keep_prob
 
     @p.setter
@@ -231,7 +236,7 @@ class DropBlock(DropBlock2d):
         self.keep_prob = checks.probability("p", value)
 
     def calculate_gamma(self, x: Tensor) -> float:
-        """γ of equation 1 of the paper for feature maps `x` of shape (N, C, H, W) or (C, H, W)."""
+        """Return γ of equation 1 of the paper for feature maps `x` of shape (N, C, H, W) or (C, H, W)."""
         size = tuple(checks.feature_map(x, self.dims).shape[-self.dims :])
         return geometry.seed_probability(size, self.block_size, self.keep_prob, "paper")
 

@@ -1,4 +1,4 @@
-"""How PyTorch carries out the operations of a call: on memory at once, or followed by something else."""
+"""Detect whether PyTorch runs operations directly on memory, or a transform, mode or compiler follows them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 
 def transformed() -> bool:
-    """Whether `torch.func` or forward mode is at work, which need the key to be a tensor."""
+    """Return True under `torch.func` and forward mode, which need the key to be a tensor."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def functionalized() -> bool:
-    """Whether `torch.func.functionalize` is among the transforms at work."""
+    """Return True if `torch.func.functionalize` is among the active transforms."""
     levels = torch._C._functorch.get_interpreter_stack() or []
     return any(level.key() == torch._C._functorch.TransformType.Functionalize for level in levels)
 
 
 def followed(input: Tensor) -> bool:
-    """Whether a call must be made of operators alone, without a value that the host reads or memory it writes to.
+    """Return True if a call must consist of operators alone: the host reads no value and writes to no memory.
 
-    That is so where a compiler, a mode, a subclass or `functionalize` sees each operator, and where the input has no
-    memory: a meta tensor, a fake one, a wrapper of another tensor.
+    This holds if a compiler, a mode, a subclass or `functionalize` sees each operator, or if the input has no memory:
+    a meta tensor, a fake one, a wrapper of another tensor.
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return True
@@ -40,16 +40,16 @@ def followed(input: Tensor) -> bool:
 
 @contextmanager
 def left_alone() -> Iterator[None]:
-    """Let no transform and no mode see what is done on numbers inside."""
+    """Suspend all transforms and modes, so that operations inside run directly on values."""
     with temporarily_clear_interpreter_stack(), _disable_current_modes():
         yield
 
 
 def not_under_jit_trace() -> None:
-    """Refuse to drop under `torch.jit.trace` before it notes anything: what it noted of a failed call, it never frees.
+    """Raise if `torch.jit.trace` is active, before it records anything.
 
-    It cannot record a function with a derivative of its own, and it fails in the middle of one. The sizes that it keeps
-    by then make the next trace of this thread fail too.
+    It cannot record a function with its own derivative, and fails in the middle of one. It never frees the sizes that
+    it has recorded by then, and they make the next trace of this thread fail too.
     """
     if torch._C._get_tracing_state() is not None:
         raise ValueError(

@@ -1,1 +1,1 @@
-"""Layers in whole networks: inserted, found, scheduled, summarised, removed. Imports `layer` and what it stands on."""
+"""Insert, find, schedule, summarise and remove the layers of a network. Imports `layer`, `backends` and `core`."""

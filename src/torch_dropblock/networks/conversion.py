@@ -1,4 +1,4 @@
-"""`convert_dropblock`: the DropBlock layers of torchvision and timm that a model has become ours."""
+"""`convert_dropblock`: replace the DropBlock layers of torchvision and timm in a model by this library's."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from ..core.hints import Layers, warn
 from ..layer.modules import DropBlock2d, DropBlock3d, DropBlockNd
 from . import sites
 
-# classes are known by their names, so that neither package is imported, or has to be there
+# classes are compared by name, so that neither package has to be imported or installed
 TORCHVISION, TIMM = "torchvision.ops.drop_block", "timm.layers.drop"
 OURS: dict[tuple[str, str], type[DropBlockNd]] = {
     (TORCHVISION, "DropBlock2d"): DropBlock2d,
     (TORCHVISION, "DropBlock3d"): DropBlock3d,
     (TIMM, "DropBlock2d"): DropBlock2d,
 }
-# settings of timm that ours has no counterpart of; `batchwise` was there before timm 1.0.23
+# settings of timm's layer without a counterpart here; `batchwise` existed before timm 1.0.23
 REFUSED = {"with_noise": True, "batchwise": True, "scale_by_keep": False}
 
 
 def convert_dropblock(model: nn.Module) -> dict[str, nn.Module]:
-    """Replace the DropBlock layers of torchvision and timm in a model by ours, in the model itself.
+    """Replace the DropBlock layers of torchvision and timm in a model by this library's. The model is changed in place.
 
-    Drop probability, block size, masks shared or not, inplace and training mode are carried over; the share dropped is
-    from then on the one asked for, on any map. The layers keep their names, and no key of the state_dict changes.
+    Drop probability, block size, shared masks, inplace and training mode are carried over. The new layers drop exactly
+    the requested share, on any map. They keep their names, and no key of the state_dict changes.
     torchvision's `p` becomes `keep_prob = 1 - p`; timm's `drop_prob` becomes `keep_prob = 1 - drop_prob * gamma_scale`,
-    as the paper's authors weaken the layers of earlier groups. What concerns the computation alone, torchvision's
-    `eps` and timm's `fast`, is left behind.
+    since the paper's authors weaken the layers of earlier groups. Settings of the computation alone, torchvision's
+    `eps` and timm's `fast`, are ignored.
 
     Code that sets `p` or `drop_prob` of the layers must set `keep_prob` instead, or use `KeepProbSchedule`. Calls
-    of the functions `drop_block2d`, `drop_block3d` and `drop_block_2d` are no modules, and stay.
+    of the functions `drop_block2d`, `drop_block3d` and `drop_block_2d` are not modules, and stay.
 
     Args:
         model: a network with layers of torchvision 0.23 or timm 1.0.19 or later as modules.
 
     Returns:
-        The new layers by their names, which are those of the layers that they replace. A layer used in several places
-        becomes one new layer in all of them, by the first of its names.
+        The new layers by name, each under the name of the layer that it replaces. A layer used in several places
+        becomes one new layer, returned under the first of its names.
 
     Raises:
-        TypeError: `model` is no module.
-        ValueError: the model is wrapped or compiled, or is such a layer itself; or layers have what ours would not:
-            timm's `with_noise`, `batchwise` or `scale_by_keep=False`, a probability outside [0, 1], a subclass's own
-            methods, hooks, or parameters. All of them are named, and nothing is converted then.
+        TypeError: `model` is not a module.
+        ValueError: the model is wrapped or compiled, or is such a layer itself; or a layer has something that cannot
+            be carried over: timm's `with_noise`, `batchwise` or `scale_by_keep=False`, a probability outside [0, 1], a
+            subclass's own methods, hooks, or parameters. The error names all of them, and nothing is converted.
 
     Warns:
-        UserWarning: the model has no such layer.
+        UserWarning: the model has no DropBlock layer of torchvision or timm.
 
     Examples:
         >>> from torchvision.ops import DropBlock2d as Theirs  # doctest: +SKIP
@@ -80,8 +80,8 @@ def convert_dropblock(model: nn.Module) -> dict[str, nn.Module]:
             )
     if refused:
         raise ValueError(
-            f"{len(refused)} layer(s) cannot be converted, since ours would not have what is named here; nothing was "
-            "converted:\n" + "\n".join(refused)
+            f"{len(refused)} layer(s) cannot be converted, since the new layers would lose what is named here; nothing "
+            "was converted:\n" + "\n".join(refused)
         )
     if not converted:
         warn(f"{type(model).__name__} has no DropBlock layer of torchvision or timm: nothing was converted")
@@ -93,7 +93,7 @@ def convert_dropblock(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _kind(module: nn.Module) -> type | None:
-    """The class of torchvision or timm that a module is of."""
+    """Return the DropBlock class of torchvision or timm that a module belongs to, or None."""
     kinds = type(module).__mro__
     return next((kind for kind in kinds if (kind.__module__, kind.__qualname__) in OURS), None)
 
@@ -104,7 +104,7 @@ def _of_package(kind: type) -> str:
 
 def _counterpart(layer: Any, kind: type) -> DropBlockNd:
     if kind.__module__ == TIMM:
-        # to timm None is none dropped
+        # timm's drop_prob=None drops nothing
         drop_prob = checks.probability("drop_prob * gamma_scale", (layer.drop_prob or 0.0) * layer.gamma_scale)
     else:
         drop_prob = checks.probability("p", layer.p)
@@ -117,7 +117,7 @@ def _counterpart(layer: Any, kind: type) -> DropBlockNd:
 
 
 def _lost(layer: nn.Module, kind: type) -> Iterator[str]:
-    """What a layer has or does that its counterpart would not."""
+    """Yield the properties of a layer that its counterpart would lack."""
     for name, value in REFUSED.items():
         if bool(getattr(layer, name, not value)) is value:
             yield f"{name}={value}"

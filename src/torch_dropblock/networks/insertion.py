@@ -1,4 +1,4 @@
-"""`insert_dropblock` and `remove_dropblock`: layers into any network and out again, by the names of its modules."""
+"""`insert_dropblock` and `remove_dropblock`: put layers into any network and take them out, by names of modules."""
 
 from __future__ import annotations
 
@@ -34,40 +34,41 @@ def insert_dropblock(
     share_channels: bool = False,
     inplace: bool = False,
 ) -> dict[str, nn.Module]:
-    """Let a DropBlock layer act on the output of each module that matches, in the model itself.
+    """Insert a DropBlock layer after each matching module. The model is changed in place.
 
-    No module is renamed and no key of the state_dict changes, so a checkpoint of the plain model fits the model with
-    layers, and back. A layer drops while the module that it follows is in training mode.
+    No module is renamed and no key of the state_dict changes, so checkpoints fit with and without layers. A layer
+    drops while the module that it follows is in training mode.
 
-    Insert after what replaces modules, such as `convert_sync_batchnorm` and LoRA; before DistributedDataParallel,
-    `fully_shard` and `torch.compile`, whose code does not look for layers again once it ran. TorchScript cannot script
-    a model with inserted layers. A trace of `torch.fx` has layers of its own, for a schedule of its own.
+    Insert after conversions that replace modules, such as `convert_sync_batchnorm` and LoRA. Insert before
+    DistributedDataParallel, `fully_shard` and `torch.compile`, which do not look for new layers after their first run.
+    TorchScript cannot script a model with inserted layers. A trace of `torch.fx` has its own copies of the layers and
+    needs its own schedule.
 
     Args:
         model: the network; `print(dict(model.named_modules()).keys())` shows the names of its modules.
-        where: a glob pattern over these names or several of them, in which `*` matches dots too, or a function
-            `(name, module) -> bool`. A pattern passes over containers that are never called themselves.
+        where: a glob pattern over these names, several patterns, or a function `(name, module) -> bool`. `*` matches
+            dots too. A pattern skips containers that are never called themselves.
         block_size: size of a block, one int for all spatial dimensions or one for each; clamped to the map.
         keep_prob: probability that a unit is kept, in [0, 1].
         dims: number of spatial dimensions: the modules must return (N, C, L), (N, C, H, W) or (N, C, D, H, W).
         rate: `"exact"` or `"paper"`, as for the layer.
         share_channels: one mask per sample for all of its channels.
-        inplace: write into the output of the module, which its backward pass must not need. What a module only
-            passes on, as `nn.Identity` does, is never written into.
+        inplace: write into the output of the module; its backward pass must not need that output. If a module returns
+            its own input, such as `nn.Identity`, the layer does not write into it.
 
     Returns:
-        The layers that were inserted, by the name of the module that each follows.
+        The inserted layers, by the name of the module that each follows.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of its range; the model is wrapped or compiled; or a module that matches has a
-            layer already, is one, or has no forward. Nothing is inserted then. At a forward pass: a module returns no
-            feature map of `dims` dimensions.
+        ValueError: an argument is out of its range; the model is wrapped or compiled; or a matching module already
+            has a layer, is one, or has no forward. Nothing is inserted then. In a forward pass: a module does not
+            return a feature map of `dims` dimensions.
 
     Warns:
-        UserWarning: a pattern, or the function, matches nothing. Or the type of a module says that its output has
-            the channels last or is no feature map, is a map of one unit, or is that of its container, which has a
-            layer too.
+        UserWarning: a pattern, or the function, matches nothing. Or the type of a module shows that its output is
+            unsuitable: channels last, no feature map, a map of one unit, or also the output of a container with a
+            layer.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
@@ -82,7 +83,7 @@ def insert_dropblock(
     def layer() -> DropBlockNd:
         return LAYERS[dims](block_size, keep_prob=keep_prob, rate=rate, share_channels=share_channels, inplace=inplace)
 
-    layer()  # its checks, where nothing matches too
+    layer()  # check the arguments even if no module matches
     layers = {name: layer() for name in _matches(model, where)}
     for doubt in maps.doubts(model, list(layers)):
         warn(doubt, maps.DoubtfulSiteWarning)
@@ -91,17 +92,16 @@ def insert_dropblock(
 
 
 def remove_dropblock(model: nn.Module) -> int:
-    """Take out every layer that `insert_dropblock` and `insert_dropblock_resnet` put in, and return how many.
+    """Remove every inserted layer and return their number.
 
-    Of a trace of `torch.fx`, also those that the traced model had.
-
-    Layers that are modules of the network, as one in a `Sequential`, stay.
+    From a trace of `torch.fx`, the layers that the traced model had are removed too. Layers that are modules of the
+    network, such as members of a `Sequential`, stay.
 
     Raises:
-        TypeError: `model` is no module.
+        TypeError: `model` is not a module.
         ValueError: the model is wrapped or compiled.
-        RuntimeError: some layers had been lost, as a conversion that replaces modules loses them; the others
-            have been taken out then.
+        RuntimeError: some layers had been lost, for example by a conversion that replaces modules; the others are
+            removed first.
 
     Warns:
         UserWarning: layers acted inside an adapter, before it added its own part, or were missing in a trace.
@@ -123,7 +123,7 @@ def remove_dropblock(model: nn.Module) -> int:
             removed += 1
         if isinstance(module, sites.IdentityShortcut) and name:
             _put_none_back(model, name)
-        if name.rpartition(".")[2] == sites.TRACED:  # which the code of a trace calls
+        if name.rpartition(".")[2] == sites.TRACED:  # the code of a trace still calls a module of this name
             model.set_submodule(name, nn.Identity())
             removed += 1
         for attribute in (sites.RECORD, sites.TRACED):
@@ -141,7 +141,7 @@ def _put_none_back(model: nn.Module, name: str) -> None:
 
 
 def _matches(model: nn.Module, where: Where) -> list[str]:
-    """The names of the modules that match, the first name of a module that has several."""
+    """Return the names of the matching modules; a module with several names gives its first."""
     named = dict(model.named_modules(remove_duplicate=False))
     if isinstance(where, type | nn.Module):
         raise TypeError(f"where must be glob patterns or a function, got {where!r}; {_BY_KIND}")
@@ -177,6 +177,6 @@ def _matches_of(pattern: object, named: dict[str, nn.Module]) -> list[str]:
         close = difflib.get_close_matches(pattern, names, n=3)
         hint = f"; close to it are {', '.join(map(repr, close))}" if close else ""
         warn(f"no module is named like {pattern!r}{hint}")
-    # a parametrization returns weights; a container is refused if it is all there is
+    # skip parametrizations, which return weights; keep containers only if nothing else matches: `attach` refuses them
     called = [name for name in matched if sites.has_forward(named[name]) and "parametrizations" not in name.split(".")]
     return called or matched

@@ -1,7 +1,7 @@
-"""What the type of a module, and the tensors that pass it, tell of its feature map.
+"""Check whether a module returns a feature map that suits DropBlock, from its type and from the tensors it returns.
 
-A layer takes the axes after the channels for its map. `doubts` names the modules of an insertion whose type says that
-this is wrong or useless; `Probe` finds out the same of any module, in a forward pass in evaluation mode.
+A layer takes the axes after the channels as the map. `doubts` names the modules of an insertion whose types show that
+this is wrong or useless. `Probe` finds the same for any module, in a forward pass in evaluation mode.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from . import sites
 
-# by their forward, since LayerNorm2d of torchvision and of timm is a LayerNorm with another
+# compared by forward: LayerNorm2d of torchvision and of timm inherits from LayerNorm but has its own
 NO_MAP = {
     kind.forward
     for kind in (
@@ -30,22 +30,22 @@ WITH_A_MAP = (
     *(pooling._MaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveAvgPoolNd, pooling._AdaptiveMaxPoolNd),
 )
 GLOBAL_POOLINGS = (pooling._AdaptiveAvgPoolNd, pooling._AdaptiveMaxPoolNd)
-# modules whose output is their input, unit for unit
+# modules whose output corresponds to their input unit for unit
 UNIT_FOR_UNIT = {part.__name__ for part in (activation, batchnorm, dropout, instancenorm, normalization)}
 ALSO_UNIT_FOR_UNIT = {"Identity", "DropPath", "StochasticDepth"}
 
 
 class DoubtfulSiteWarning(UserWarning):
-    """A layer acts where it cannot do what it is for."""
+    """A layer acts where DropBlock is wrong or useless."""
 
 
 def has_no_map(module: nn.Module) -> bool:
-    """Whether the type says that a module returns (N, ..., C), or no feature map."""
+    """Return True if the type of a module shows that it returns (N, ..., C), or no feature map."""
     return type(module).forward in NO_MAP
 
 
 def doubts(model: nn.Module, names: Sequence[str]) -> Iterator[str]:
-    """What the types of modules say against layers that are to follow them, in sentences that name them."""
+    """Yield the objections to layers after these modules, from the modules' types, as sentences that name them."""
     modules = {name: model.get_submodule(name) for name in names}
     last = [name for name, module in modules.items() if has_no_map(module)]
     if last:
@@ -56,7 +56,7 @@ def doubts(model: nn.Module, names: Sequence[str]) -> Iterator[str]:
     points = [name for name, module in modules.items() if _pools_to_a_point(module)]
     if points:
         yield (
-            "these modules return maps of one unit, of which a DropBlock layer drops whole channels: "
+            "these modules return maps of one unit, so a DropBlock layer after them drops whole channels: "
             f"{_named(points, modules)}"
         )
     for name, module in model.named_modules():
@@ -82,7 +82,7 @@ def _pools_to_a_point(module: nn.Module) -> bool:
 
 
 def _tails(module: nn.Module) -> Iterator[str]:
-    """The names of the last member of a `Sequential`, and of its last member, and so on."""
+    """Yield the name of the last member of a `Sequential`, of that member's last member, and so on."""
     name = ""
     while type(module).forward is nn.Sequential.forward and module._modules:
         last, module = list(module.named_children())[-1]
@@ -91,7 +91,7 @@ def _tails(module: nn.Module) -> Iterator[str]:
 
 
 class Seen:
-    """A tensor on which a layer acts; it is another map once an operation in place has written into it."""
+    """A tensor on which a layer acts; after a write in place it counts as another map."""
 
     def __init__(self, probe: Probe, tensor: Tensor) -> None:
         self.probe, self.reference, self.version = probe, weakref.ref(tensor), tensor._version
@@ -101,11 +101,11 @@ class Seen:
 
 
 class Probe:
-    """A forward hook's record of one layer's place: sizes of its map, and what they and the tensors tell.
+    """A record of one layer's place, filled by a forward hook: the sizes of its map, and objections to it.
 
     Args:
-        seen: the tensors of all places so far, by id, which the probes of a forward pass share.
-        inputs: those of the model.
+        seen: the tensors of all places so far, by id; all probes of a forward pass share it.
+        inputs: the inputs of the model.
     """
 
     def __init__(self, name: str, dims: int, seen: dict[int, Seen], inputs: Sequence[Tensor]) -> None:
@@ -120,9 +120,9 @@ class Probe:
         shape = tuple(output.shape[-self.dims - 1 :])
         self.channels_last |= has_no_map(module) or (not isinstance(module, WITH_A_MAP) and self._looks_turned(shape))
         if output.is_inference():
-            return  # it counts no writes
+            return  # tensors of inference mode do not count writes
         taken = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)] if _is_unit_for_unit(module) else []
-        writes = int(getattr(module, "inplace", False))  # of the module itself
+        writes = int(getattr(module, "inplace", False))  # the module's own write does not make another map
         for tensor in (output, *taken):
             known = self.seen.get(id(tensor))
             if known and known.is_now(tensor, writes) and known.probe is not self:
@@ -131,7 +131,7 @@ class Probe:
         self.seen[id(output)] = Seen(self, output)
 
     def _looks_turned(self, shape: tuple[int, ...]) -> bool:
-        """Whether the axes before the last have the proportions of the input, and the last ones are far from them."""
+        """Return True if the axes look like (H, W, C): in proportion to the input without the last, not the first."""
         if self.image is None or self.dims == 1:
             return False
         turned, straight = _off(shape[:-1], self.image), _off(shape[1:], self.image)
@@ -144,6 +144,6 @@ def _is_unit_for_unit(module: nn.Module) -> bool:
 
 
 def _off(size: Sequence[int], image: Sequence[int]) -> float:
-    """How far the proportions of a map are from those of the image: 0 where they are the same."""
+    """Return the distance of a map's proportions from the image's: 0 if they are equal."""
     logarithms = [math.log(side / whole) for side, whole in zip(size, image, strict=True) if side]
     return max(logarithms, default=0.0) - min(logarithms, default=0.0)

@@ -1,4 +1,4 @@
-"""Modes of modules that contexts set and give back: contexts may overlap, and an interrupt may end any of them."""
+"""Set modes of modules and restore them, by contexts that may overlap and that an interrupt may end."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import nn
 @dataclass
 class _Asked:
     wanted: bool
-    before: bool  # the mode to give back
+    before: bool  # the mode to restore
 
 
-# by module, the contexts that are open, in the order in which they began; a context keeps its modules alive
+# open contexts by id of module, in order of their start; a context keeps its modules alive, so ids stay valid
 _open: dict[int, dict[Hold, _Asked]] = {}
 _lock = threading.RLock()
 
 
 class Hold:
-    """Set modes of modules with `take`, and let go of them with `give_back`.
+    """Set modes of modules with `take` and restore them with `give_back`.
 
-    A module trains while any open hold wants it to. It gets its own mode back with the last hold, in whatever order
-    they end. An interrupt can cut `give_back` short, so callers call it twice, the second time in a `finally` of its
-    own: what has been given back already stays as it is.
+    A module is in training mode while any open hold requests it. When the last hold ends, in any order, its own mode
+    is restored. An interrupt can cut `give_back` short, so callers call it twice, the second time in its own
+    `finally`. Restoring twice does no harm.
     """
 
     def __init__(self, wanted: Iterable[tuple[nn.Module, bool]]) -> None:
@@ -33,7 +33,8 @@ class Hold:
 
     def take(self) -> None:
         with _lock:
-            modes = [module.training for module, _ in self._wanted]  # a compiled module shares that of another
+            # read all modes first: a compiled module shares its mode with the module it wraps
+            modes = [module.training for module, _ in self._wanted]
             for (module, wanted), before in zip(self._wanted, modes, strict=True):
                 asked = _open.setdefault(id(module), {})
                 asked[self] = _Asked(wanted, before)
@@ -56,5 +57,5 @@ class Hold:
 
 
 def _set(module: nn.Module, training: bool) -> None:
-    if module.training != training:  # which costs little, unlike `nn.Module.__setattr__`
+    if module.training != training:  # the comparison is cheap, `nn.Module.__setattr__` is not
         module.training = training

@@ -1,4 +1,4 @@
-"""`mc_dropblock`: DropBlock in evaluation, to see how sure a network is."""
+"""`mc_dropblock`: drop in evaluation mode, to estimate the uncertainty of a network."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ def mc_dropblock(model: nn.Module) -> Iterator[nn.Module]:
     """Let the DropBlock layers of a model drop while everything else is in evaluation mode: Monte Carlo DropBlock.
 
     Each forward pass in this context draws new masks. The spread of the predictions over several passes estimates
-    the model's uncertainty. Afterwards every module is in the mode in which it was.
+    the model's uncertainty. Afterwards the mode of every module is restored.
 
-    Contexts may overlap, in threads, tasks and generators: the model is as it was when the last one has ended. While
-    one is open the layers drop for everybody who calls the model.
+    Contexts may overlap, in threads, tasks and generators; the last one to end restores the modes. While one is open,
+    the layers drop in every call of the model.
 
     Args:
         model: a network with DropBlock layers, inserted or its own; it may be wrapped or compiled.
 
     Raises:
-        TypeError: `model` is no module.
+        TypeError: `model` is not a module.
         ValueError: it has no DropBlock layer.
-        RuntimeError: layers that were inserted are no longer there.
+        RuntimeError: inserted layers were lost.
 
     Warns:
-        UserWarning: every layer has keep_prob 1; or inserted layers act on a part of what the network sees, or are
-            missing in a trace of `torch.fx`.
+        UserWarning: every layer has keep_prob 1; or inserted layers act inside an adapter, before it adds its own
+            part, or are missing in a trace of `torch.fx`.
 
-    Source: Gal and Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016, with blocks for units.
+    Source: Gal and Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016; here blocks are dropped, not units.
 
     Examples:
         >>> import torch
@@ -50,8 +50,8 @@ def mc_dropblock(model: nn.Module) -> Iterator[nn.Module]:
     layers = [site.layer for site in sites.find_some(model).values()]
     if all(layer.keep_prob == 1.0 for layer in layers):
         warnings.warn(
-            "keep_prob of every DropBlock layer is 1, as where a schedule has not begun: nothing will be dropped, and "
-            "every pass will give the same",
+            "keep_prob of every DropBlock layer is 1, for example because a schedule has not begun: nothing will be "
+            "dropped, and all passes will be equal",
             UserWarning,
             stacklevel=3,  # past the decorator's frame
         )
@@ -66,4 +66,4 @@ def mc_dropblock(model: nn.Module) -> Iterator[nn.Module]:
         finally:
             hold.give_back()
     finally:
-        hold.give_back()  # an interrupt may have cut the first short
+        hold.give_back()  # an interrupt may have cut the first call short

@@ -1,4 +1,4 @@
-"""Inserted layers that are there and yet drop less than was asked for, as sentences."""
+"""Describe inserted layers that are present but drop less than requested, in sentences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _inside_adapters(model: nn.Module) -> Iterator[str]:
     looked_at: set[int] = set()
     for above, module in model.named_modules():
         record = module.__dict__.get(sites.RECORD, {})
-        if not looked_at.issuperset(map(id, record.values())):  # by a module above
+        if not looked_at.issuperset(map(id, record.values())):  # skip what a module above has covered
             looked_at.update(map(id, record.values()))
             places = {hook.name: sites.canonical(name) for name, hook in record.items()}
             named = dict(module.named_modules())
@@ -39,9 +39,9 @@ def _inside_adapters(model: nn.Module) -> Iterator[str]:
 
 
 def _adapter(named: dict[str, nn.Module], name: str, place: str) -> nn.Module | None:
-    """The module in `place` that may add to what its part `name` returns.
+    """Return the module in `place` that may add to the output of its part `name`.
 
-    A `Sequential` passes it on to its next member, and the known wrappers return it as it is.
+    A `Sequential` does not count, nor do the known wrappers: they pass the output on unchanged.
     """
     parts = name.split(".") if name else []
     for i, child in enumerate(parts):
@@ -67,7 +67,7 @@ def _missing_in_traces(model: nn.Module) -> Iterator[str]:
 
 
 def _inserted(trace: nn.Module) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
-    """Inserted layers of a trace, by name: the name that each was inserted with, and the names of all of that call."""
+    """Yield the inserted layers of a trace: its name there, its name at insertion, all names of that insertion."""
     for name, module in trace.named_modules():
         for hook in sites.hooks_of(module):
             yield name, (hook.name, hook.together)
@@ -76,7 +76,10 @@ def _inserted(trace: nn.Module) -> Iterator[tuple[str, tuple[str, tuple[str, ...
 
 
 def _together(name: str, inserted_as: str, together: tuple[str, ...]) -> list[str]:
-    """The names in the trace of all layers of one call, if the whole model, a part or a larger one was traced."""
+    """Return the names, in the trace, of all layers inserted by one call.
+
+    The trace may be of the whole model, of a part, or of a larger model.
+    """
     if f".{inserted_as}".endswith(f".{name}"):
         cut = inserted_as.removesuffix(name)
         return [other.removeprefix(cut) for other in together if other.startswith(cut)]

@@ -1,4 +1,4 @@
-"""`insert_dropblock_resnet`: the placement of the paper in the ResNets of torchvision and timm."""
+"""`insert_dropblock_resnet`: insert layers into the ResNets of torchvision and timm where the paper places them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..layer.modules import DropBlock2d, DropBlockNd
 from . import sites
 
 GROUPS = {1, 2, 3, 4}
-# the classes whose forward is known to call these norms, and `downsample` on the shortcut if it is not None
+# classes whose forward calls these norms, and calls `downsample` on the shortcut if it is not None
 BLOCKS = {
     (module, kind)
     for module in ("torchvision.models.resnet", "timm.models.resnet")
@@ -37,30 +37,30 @@ def insert_dropblock_resnet(
     share_channels: bool = False,
     inplace: bool = True,
 ) -> dict[str, nn.Module]:
-    """Insert DropBlock where the paper's authors have it: after each convolution and on each shortcut of a group.
+    """Insert DropBlock where the paper's authors place it: after each convolution and on each shortcut of a group.
 
-    The layer of a convolution acts after its batch norm; that of a shortcut acts on the projection or, where there is
-    none, on the identity. In group g the share dropped is that of group 4 divided by 4^(4 - g). ResNet-50 gets 36
-    layers in groups 3 and 4, ResNet-18 gets 12. The paper increases the share over the training: `KeepProbSchedule`.
+    After a convolution, the layer acts on the output of its batch norm. On a shortcut, it acts on the projection or
+    else on the identity. In group g the share dropped is that of group 4 divided by 4^(4 - g). ResNet-50 gets 36
+    layers in groups 3 and 4, ResNet-18 gets 12. The paper increases the share during training: see `KeepProbSchedule`.
 
     Args:
-        model: a ResNet, ResNeXt or Wide ResNet of torchvision or timm, built of their BasicBlock or Bottleneck, or
+        model: a ResNet, ResNeXt or Wide ResNet of torchvision or timm, built from their BasicBlock or Bottleneck; or
             a part of one that has its groups `layer1` to `layer4`.
         keep_prob: probability that a unit is kept in group 4, in [0, 1].
         block_size: height and width of a block, one int for both or two; clamped to the map.
-        groups: which of the groups 1 to 4 get layers.
+        groups: the groups, from 1 to 4, that get layers.
         rate: `"exact"` or `"paper"`, as for the layer.
         share_channels: one mask per sample for all of its channels.
-        inplace: write into what a batch norm returns, whose backward pass does not need it. What other norms and
-            identity shortcuts return is never written into.
+        inplace: write into the output of a batch norm, whose backward pass does not need it. The outputs of other
+            norms and of identity shortcuts are never written into.
 
     Returns:
-        The layers that were inserted, by the name of the module that each follows.
+        The inserted layers, by the name of the module that each follows.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of its range; the model is no such ResNet, is wrapped or compiled, or has
-            layers there already. Nothing is inserted then.
+        ValueError: an argument is out of its range; the model is not such a ResNet, is wrapped or compiled, or
+            already has layers there. Nothing is inserted then.
 
     Source: the authors' resnet_model.py; section 4.1 of the paper.
     """
@@ -82,7 +82,7 @@ def insert_dropblock_resnet(
 
 
 class Place(NamedTuple):
-    """Where the paper's authors have a layer: after the module of this name, which an identity shortcut still lacks."""
+    """A place for a layer: after the module of this name, which `attach` creates for an identity shortcut."""
 
     name: str
     group: int
@@ -93,7 +93,7 @@ class Place(NamedTuple):
 
 
 def places(model: nn.Module, groups: Sequence[int]) -> list[Place]:
-    """The paper's places in a ResNet, in the order in which it runs them."""
+    """Return the paper's places in a ResNet, in the order of its forward pass."""
     found = []
     for group in _checked(groups):
         for number, block in _blocks(model, group):
@@ -104,7 +104,7 @@ def places(model: nn.Module, groups: Sequence[int]) -> list[Place]:
 
 
 def attach(model: nn.Module, layers: Mapping[str, DropBlockNd]) -> None:
-    """`sites.attach` for names of `places`; an identity shortcut gets a module for its layer to follow."""
+    """Attach layers by the names of `places`; an identity shortcut first gets a module for its layer to follow."""
     parts = [name.rpartition(".") for name in layers]
     blocks = [(model.get_submodule(block), part) for block, _, part in parts]
     identities = [block for block, part in blocks if part == "downsample" and block.downsample is None]
@@ -146,7 +146,7 @@ def _blocks(model: nn.Module, group: int) -> list[tuple[str, nn.Module]]:
 
 
 def _known_blocks(model: nn.Module, group: int) -> list[tuple[str, nn.Module]]:
-    """The blocks of a group, by number; none if one of them is of a class whose forward is not known."""
+    """Return the blocks of a group, by number; none if the forward of one of their classes is not in BLOCKS."""
     members = model._modules.get(f"layer{group}")
     blocks = list(members.named_children()) if isinstance(members, nn.Sequential) else []
     return blocks if all(_class_of_forward(block) in BLOCKS for _, block in blocks) else []

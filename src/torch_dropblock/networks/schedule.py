@@ -1,8 +1,8 @@
-"""`KeepProbSchedule`: the strength of every layer of a model as a function of the training step.
+"""`KeepProbSchedule`: set the strength of every layer of a model as a function of the training step.
 
-A curve says what part of its full strength a layer has at some progress of the training, both from 0 to 1. A layer of
-strength s that is to keep `target` keeps `1 - s * (1 - target)`: all layers start and end together, and their
-strengths keep their ratio.
+A curve maps the progress of the training to the strength of the layers, both from 0 to 1. At strength s, a layer with
+target keep_prob `target` has keep_prob `1 - s * (1 - target)`. All layers start and end together, and the ratios of
+their drop rates stay constant.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ Curve = Callable[[float], float]
 
 
 def linear(progress: float) -> float:
-    """The paper's: evenly from 0 to 1."""
+    """Increase linearly from 0 to 1, as in the paper."""
     return progress
 
 
 def cosine(progress: float) -> float:
-    """Half a cosine: slow at both ends."""
+    """Increase along half a cosine, slowly at both ends."""
     return (1.0 - math.cos(math.pi * progress)) / 2
 
 
 def constant(progress: float) -> float:
-    """At full strength from the first step."""
+    """Stay at full strength from the first step."""
     return 1.0
 
 
 def step(progress: float) -> float:
-    """Off in the first half of the training, at full strength in the second."""
+    """Stay off in the first half of the training and at full strength in the second."""
     return 0.0 if progress < 0.5 else 1.0
 
 
@@ -46,29 +46,29 @@ CURVES: dict[str, Curve] = {curve.__name__: curve for curve in (linear, cosine, 
 
 
 class KeepProbSchedule:
-    """Take `keep_prob` of every DropBlock layer of a model from 1 to what the layer was made with.
+    """Change `keep_prob` of every DropBlock layer of a model from 1 to the layer's target during training.
 
-    It is used like a scheduler of `torch.optim.lr_scheduler`: built once, `step()` after each step of the optimizer,
-    `state_dict()` into the checkpoint. Nothing else advances it, so evaluation, a second forward pass and activation
-    checkpointing leave it alone, and it is the same on every rank. A compiled model is not compiled again.
+    Use it like a scheduler of `torch.optim.lr_scheduler`: build it once, call `step()` after each step of the
+    optimizer, save `state_dict()` in the checkpoint. Nothing else advances it: evaluation, a second forward pass and
+    activation checkpointing leave it unchanged, and it is equal on every rank. A compiled model is not recompiled.
 
     Args:
         model: a network with DropBlock layers, inserted or its own; it may be wrapped or compiled.
         total_steps: the number of steps of the whole training; from then on layers are at full strength.
         curve: `"linear"` as in the paper, `"cosine"`, `"constant"`, `"step"`, or a function from progress in
             [0, 1] to strength in [0, 1].
-        start_step: how many steps have been taken already, for a training that goes on without a saved state. (To
-            hold the layers off for the first tenth: `curve=lambda progress: max(0.0, (progress - 0.1) / 0.9)`.)
+        start_step: the number of steps already taken, to resume a training without a saved state. (To keep the
+            layers off for the first tenth: `curve=lambda progress: max(0.0, (progress - 0.1) / 0.9)`.)
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of its range, the model has no DropBlock layer, or the curve gives no
-            strength in [0, 1], for which a function is tried at every hundredth.
-        RuntimeError: layers that were inserted are no longer there; looked for again at every step.
+        ValueError: an argument is out of its range, the model has no DropBlock layer, or the curve returns a
+            strength outside [0, 1]; a function is tried at every hundredth.
+        RuntimeError: inserted layers were lost; checked again at every step.
 
     Warns:
         UserWarning: inserted layers act inside an adapter, before it adds its own part, or are missing in a trace of
-            `torch.fx`; looked for again at every step, and said once.
+            `torch.fx`. This is checked at every step; each warning appears once.
 
     Source: section 3 of the paper, "Scheduled DropBlock".
 
@@ -94,7 +94,7 @@ class KeepProbSchedule:
         self.curve = CURVES[_known(curve)] if isinstance(curve, str) else curve
         if not callable(self.curve):
             raise TypeError(f"curve must be one of {', '.join(CURVES)} or a function, got {curve!r}")
-        for percent in range(101):  # rather than when the training gets there
+        for percent in range(101):  # fail now, not in the middle of a training
             _strength(self.curve, percent / 100)
         self._present: tuple[list[sites.Site], int] = ([], 0)
         self._seen: dict[str, DropBlockNd] = {}
@@ -119,21 +119,21 @@ class KeepProbSchedule:
 
     @property
     def progress(self) -> float:
-        """From 0 before the first step to 1 after the last."""
+        """Progress of the training, from 0 before the first step to 1 after the last."""
         return min(self.steps / self.total_steps, 1.0)
 
     @property
     def strength(self) -> float:
-        """What part of its full strength each layer has now."""
+        """Present strength of the layers, a fraction of their full strength."""
         return _strength(self.curve, self.progress)
 
     def step(self) -> None:
-        """Go on by one step of the optimizer.
+        """Advance by one step of the optimizer.
 
         Warns:
-            UserWarning: once for each layer, the model is in training mode and the layer is not, as where the batch
-                norm that it follows was put into evaluation mode. Once each: more steps were taken than total_steps;
-                the first steps of a training are over, and no layer has run.
+            UserWarning: once for each layer: the model is in training mode but the layer is not, for example because
+                the batch norm that it follows was put into evaluation mode. Once each: more than total_steps steps
+                were taken; no layer has run in the first steps of a training.
         """
         self.steps += 1
         try:
@@ -167,7 +167,7 @@ class KeepProbSchedule:
         self._watch = None
 
     def _apply(self) -> None:
-        present = sites.walk(self.model)  # with the number of modules, which an adapter changes
+        present = sites.walk(self.model)  # includes the number of modules, since an adapter changes it
         if present != self._present:
             self._look_again()
             self._present = present
@@ -176,9 +176,9 @@ class KeepProbSchedule:
             site.layer.set_strength(strength)
 
     def _look_again(self) -> None:
-        """Some layers are new, or lost: that a record knows of, or that this schedule has seen before.
+        """Find the layers again, and raise if one was lost: a recorded one, or one that this schedule has seen.
 
-        A part that was replaced by its copy has new layers in the old places.
+        If a copy replaced a part of the model, its new layers in the old places do not count as lost.
         """
         found = sites.find(self.model)
         there = {id(site.layer) for site in found.values()}
@@ -209,11 +209,11 @@ class KeepProbSchedule:
         self._known_to_be_off.update(names)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs: the steps taken, and each layer's own keep_prob by name.
+        """Return the state for `load_state_dict`: steps, total steps, curve, and each layer's target keep_prob by name.
 
         Warns:
-            UserWarning: once, the parameters of the model have changed many times and the schedule was never stepped.
-                In eager mode the training itself warns.
+            UserWarning: once: the parameters of the model have changed many times, but the schedule was never stepped.
+                In eager mode this warning already appears during training.
         """
         if self._watch:
             self._watch.warn_if_not_stepped()
@@ -228,14 +228,13 @@ class KeepProbSchedule:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken, with its total steps and the keep_prob that its layers were made with.
+        """Resume from a state: take its steps, its total steps and the target keep_prob of its layers.
 
-        The names of layers may differ by what wrappers such as DistributedDataParallel and `torch.compile`, or
-        adapters such as LoRA, put into them, or by a prefix that all have. The curve stays the one given to this
-        schedule.
+        Names of layers may differ by a common prefix, or by parts that wrappers (DistributedDataParallel,
+        `torch.compile`) and adapters (LoRA) add. The curve is not loaded: this schedule keeps its own.
 
         Raises:
-            TypeError, ValueError: it is no state of a schedule, or one of a model with other layers; nothing is
+            TypeError, ValueError: it is not the state of a schedule, or its model has other layers; nothing is
                 changed then.
 
         Warns:
@@ -265,12 +264,12 @@ def _strength(curve: Curve, progress: float) -> float:
 
 
 def _renamed(targets: dict[str, float], names: list[str]) -> dict[str, float]:
-    """The same targets under the names of this model, which wrappers and adapters may have made longer or shorter."""
+    """Return the targets under the names of this model: wrappers and adapters make names longer or shorter."""
     if targets.keys() == set(names):
         return targets
     for parts in (_without_wrappers, _without_prefix):
         mine, theirs = parts(names), parts(list(targets))
-        # none may be like another without what was taken off
+        # shortened names must stay distinct
         if len(mine) == len(names) == len(targets) == len(theirs):
             pairs = _longest_inside(mine, theirs) or {b: a for a, b in _longest_inside(theirs, mine).items()}
             if pairs:
@@ -286,7 +285,7 @@ _Parts = tuple[str, ...]
 
 
 def _longest_inside(longer: Iterable[_Parts], shorter: Iterable[_Parts]) -> dict[_Parts, _Parts]:
-    """For each name the longest of the shorter ones that it has all parts of, in order; nothing if one is left over."""
+    """Match each name to the longest of the shorter ones whose parts it contains in order; {} if not unique."""
     pairs: dict[_Parts, _Parts] = {}
     for name in longer:
         inside = [other for other in shorter if _is_inside(other, name)]
@@ -308,7 +307,7 @@ def _without_wrappers(names: list[str]) -> dict[_Parts, str]:
 
 
 def _without_prefix(names: list[str]) -> dict[_Parts, str]:
-    """What is left of names, by which no two are alike, when the parts are taken off with which all begin."""
+    """Return the names by their parts, without the leading parts that all names share."""
     parts = _without_wrappers(names)
     common = 0
     while all(len(part) > common + 1 for part in parts) and len({part[common] for part in parts}) == 1:

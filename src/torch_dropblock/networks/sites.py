@@ -1,11 +1,11 @@
-"""Sites: the places of a network where a DropBlock layer acts, and how they are found again.
+"""Sites: the places of a network where DropBlock layers act. Attach layers to them and find them again.
 
     insert ── attach ──> forward hooks ── find ──> schedule, summary, mc, removal
 
-A layer is attached to a module by a forward hook, outside the tree of modules. So no name and no key of a state_dict
-changes, a `Sequential` gets no member that it would run, and the hook is copied, pickled and wrapped with its module.
-What a hook cannot survive is that its module is replaced. So every module above has a record of the hooks below it,
-which `find` compares with what is there: a site that was lost is an error, never silence.
+A forward hook attaches a layer to a module, outside the tree of modules. So no name and no key of a state_dict
+changes, and a `Sequential` gets no extra member. The hook is copied, pickled and wrapped with its module.
+If a module is replaced, its hook is lost. Every module above therefore records the hooks below it. `find` compares
+these records with the hooks that are present, and raises an error that names the lost layers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..layer.modules import DropBlockNd, call_in_trace
 RECORD = "_dropblock_sites"
 TRACED = "_dropblock"
 INSERTED = "_dropblock_inserted"
-# what wrappers put into the names of the modules that they wrap
+# name parts that wrappers add to the modules that they wrap
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 NOT_TO_BE_CHANGED = {
     "OptimizedModule": "torch.compile",
@@ -39,28 +39,28 @@ NOT_TO_BE_CHANGED = {
 
 
 class LostSitesError(RuntimeError):
-    """Layers that were inserted are no longer there."""
+    """Inserted layers were lost: the modules they were attached to have been replaced or removed."""
 
     def __init__(self, names: list[str], done: str = "") -> None:
         super().__init__(
-            f"{len(names)} inserted DropBlock layer(s) no longer act, since they were removed, or the modules that "
-            f"they followed replaced or taken out: {', '.join(names)}. Conversions such as convert_sync_batchnorm "
+            f"{len(names)} inserted DropBlock layer(s) were lost: their hooks, or the modules they were attached to, "
+            f"have been replaced or removed: {', '.join(names)}. Conversions such as convert_sync_batchnorm "
             f"replace modules: insert after converting.{done}"
         )
 
 
 class Hook:
-    """A forward hook that passes what a module returns through a layer.
+    """A forward hook that passes the output of a module through a layer.
 
-    It drops while the module is in training mode, or the layer itself is: that of an inserted layer starts as False.
+    It drops while the module or the layer is in training mode; an inserted layer itself starts in evaluation mode.
     """
 
-    removed = False  # by `remove_dropblock`: not lost
+    removed = False  # True after `remove_dropblock`, so that the layer does not count as lost
 
     def __init__(self, name: str, layer: DropBlockNd, together: tuple[str, ...]) -> None:
         self.name = name
         self.layer = layer.eval()
-        self.together = together  # the names of all that were inserted by one call
+        self.together = together  # the names of all layers inserted by the same call
 
     def register(self, module: nn.Module) -> None:
         module.register_forward_hook(self, with_kwargs=True)
@@ -70,11 +70,11 @@ class Hook:
         self.removed = True
 
     def __getstate__(self) -> dict[str, Any]:
-        """Hold what `__setstate__` needs: a key that no hook of this process has, wherever PyTorch has moved it."""
+        """Add a hook id for `__setstate__`: one that no hook of this process has, even if PyTorch moved hooks."""
         return self.__dict__ | {"next_key": RemovableHandle.next_id}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Keep hooks that are registered from now on from taking a key that another process may have given."""
+        """Make later hooks of this process use ids above those of the process that saved this one."""
         RemovableHandle.next_id = max(RemovableHandle.next_id, state["next_key"])
         self.__dict__.update({name: value for name, value in state.items() if name != "next_key"})
 
@@ -87,10 +87,10 @@ class Hook:
         if not isinstance(output, Tensor) or output.dim() != layer.dims + 2:
             raise self._no_feature_map(output)
         if not training or (output.is_quantized and not layer.training):
-            return output  # the mode of a quantised module says nothing, since none can be trained
+            return output  # quantised modules cannot be trained, even in training mode
         if output.dtype not in checks.DTYPES:
             raise self._no_feature_map(output)
-        # `torch.ao.quantization` moves a hook to the module that replaces its own, and calls it without kwargs then
+        # `torch.ao.quantization` moves hooks to the replacing module and then calls them without kwargs
         inputs = (args, *kwargs_and_output[:-1])
         inplace = layer.inplace and len(inputs) == 2 and not _belongs_to_others(output, inputs)
         return layer.drop(output, training, inplace)
@@ -107,9 +107,9 @@ class Hook:
         )
 
     def _trace(self, module: nn.Module, output: Proxy) -> Any:
-        """`torch.fx` takes apart a module that is no leaf; what acts on its output becomes a module of the trace.
+        """Put a copy of the layer into a trace of `torch.fx`, as a module that the trace calls.
 
-        It has to be found by an attribute for that, of which the module's own tree knows nothing.
+        The tracer finds it by an attribute of `module` that is outside the module's own tree.
         """
         layer = copy.deepcopy(self.layer).train(module.training)
         object.__setattr__(layer, INSERTED, (self.name, self.together))
@@ -118,36 +118,36 @@ class Hook:
 
 
 def _belongs_to_others(output: Tensor, inputs: Any) -> bool:
-    """Whether it is what the module was given, or may be a view of it."""
-    # a compiler finds memory by itself, and a tensor of inference mode does not know whether it is a view
+    """Return True if the output is an input of the module, or may be a view of one."""
+    # a compiler allocates memory by itself, and tensors of inference mode do not record whether they are views
     if torch.compiler.is_compiling() or output.is_inference():
         return True
     return output._is_view() or any(output is leaf for leaf in tree_leaves(inputs))
 
 
 class IdentityShortcut(nn.Identity):
-    """A place for a layer on a shortcut that has no module; whoever removes the layer puts None back."""
+    """A module for an identity shortcut, so that a layer can follow it; removing the layer restores None."""
 
 
 class Site(NamedTuple):
-    """A layer of a model, and the module on whose output it acts, which is the layer itself if the model calls it."""
+    """A layer of a model and the module on whose output it acts: the layer itself if the model calls it."""
 
     layer: DropBlockNd
     module: nn.Module
 
     @property
     def training(self) -> bool:
-        """Whether it drops at the next forward pass, if its keep_prob is below 1."""
+        """True if the layer drops in the next forward pass, provided its keep_prob is below 1."""
         return self.module.training or self.layer.training
 
 
 def present(model: nn.Module) -> list[Site]:
-    """Every DropBlock layer of a model, inserted or not: without names, and a hundred times faster than `find`."""
+    """Return every DropBlock layer of a model, inserted or not: without names, a hundred times faster than `find`."""
     return walk(model)[0]
 
 
 def walk(model: nn.Module) -> tuple[list[Site], int]:
-    """`present`, and how many modules there are."""
+    """Return `present(model)` and the number of modules."""
     found, modules = [], [model]
     for module in modules:
         if isinstance(module, DropBlockNd):
@@ -159,10 +159,10 @@ def walk(model: nn.Module) -> tuple[list[Site], int]:
 
 
 def find(model: nn.Module) -> dict[str, Site]:
-    """Every DropBlock layer of a model, inserted or not, by the name of its module.
+    """Return every DropBlock layer of a model, inserted or not, by the name of its module.
 
     Raises:
-        LostSitesError: a layer that was inserted is no longer there.
+        LostSitesError: an inserted layer was lost.
     """
     names = lost(model)
     if names:
@@ -177,10 +177,10 @@ def find(model: nn.Module) -> dict[str, Site]:
 
 
 def find_some(model: nn.Module) -> dict[str, Site]:
-    """`find`, for whoever can do nothing without a layer.
+    """Return `find(model)`, which must not be empty.
 
     Raises:
-        TypeError: `model` is no module.
+        TypeError: `model` is not a module.
         ValueError: it has no layer.
     """
     if not isinstance(model, nn.Module):
@@ -195,7 +195,7 @@ def find_some(model: nn.Module) -> dict[str, Site]:
 
 
 def all_modules(model: nn.Module) -> list[nn.Module]:
-    """The modules of a model and its inserted layers, which are no part of the tree."""
+    """Return the modules of a model and its inserted layers, which are outside the tree of modules."""
     return [*model.modules(), *(site.layer for site in present(model))]
 
 
@@ -204,16 +204,16 @@ def hooks_of(module: nn.Module) -> list[Hook]:
 
 
 def unhook(module: nn.Module, hook: Callable[..., Any]) -> None:
-    """Take out a forward hook, whatever its key, which changes when PyTorch moves the hook to another module."""
+    """Remove a forward hook by identity: its id changes when PyTorch moves it to another module."""
     for key in [key for key, other in module._forward_hooks.items() if other is hook]:
         for registry in (module._forward_hooks_with_kwargs, module._forward_hooks_always_called, module._forward_hooks):
             registry.pop(key, None)
 
 
 def lost(model: nn.Module) -> list[str]:
-    """The names of inserted layers that are no longer there.
+    """Return the names of the inserted layers that were lost.
 
-    A layer is there if its hook is, on any module, or if a copy of its module is in the old place.
+    A layer is present if any module has its hook, or if a copy of its module is in the old place.
     """
     names: dict[int, str] = {}
     for above, module in model.named_modules():
@@ -228,19 +228,19 @@ def lost(model: nn.Module) -> list[str]:
 
 
 def _has_copy(hooks: list[tuple[str, Hook]], name: str, hook: Hook) -> bool:
-    """Whether one of the hooks, by the names of their modules, is in a place, or was there before a wrapper came."""
+    """Return True if one of the hooks follows module `name`, or followed it before a wrapper was added."""
     return any(
         other == name or (other.startswith(f"{name}.") and candidate.name == hook.name) for other, candidate in hooks
     )
 
 
 def canonical(name: str) -> str:
-    """A module's name without what wrappers put into it."""
+    """Return a module's name without the parts that wrappers add."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def attach(model: nn.Module, layers: Mapping[str, DropBlockNd]) -> None:
-    """Let each layer act on the output of the module of its name, for good or, if anything is wrong, not at all."""
+    """Attach each layer to the module of its name; if one of them cannot be attached, attach none."""
     modules = {name: model.get_submodule(name) for name in layers}
     for name, module in modules.items():
         refuse_as_site(name, module)
@@ -269,9 +269,9 @@ def has_forward(module: nn.Module) -> bool:
 
 
 def refuse_wrapped(model: object, what: str) -> nn.Module:
-    """Return the model if its modules may still be changed.
+    """Raise if the model is wrapped or compiled; otherwise return it.
 
-    A wrapper or compiled code would not see the change, or would see it in some of its copies only.
+    A wrapper or compiled code would miss the change, or use it in some of its copies only.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {model!r}")

@@ -1,4 +1,4 @@
-"""`dropblock_summary`: is DropBlock on, and how much?"""
+"""`dropblock_summary`: show which DropBlock layers drop, and how much."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ WORDS = {"after module", "mode", "ran", "check"}
 class Row:
     """A layer of a model at one size of its feature map, in a forward pass.
 
-    `size` and `block`, which is clamped to it, are None if the layer did not run; so are `gamma` and `share_dropped`,
-    which hold in training for the present `keep_prob`. `channels_last` says that the module returns (N, ..., C), or
-    what looks like it; `same_map_as` names a module whose layer drops from the same map.
+    `size`, `block`, `gamma` and `share_dropped` are None if the layer did not run. `block` is clamped to `size`;
+    `gamma` and `share_dropped` hold in training for the present `keep_prob`. `channels_last` is True if the module
+    returns (N, ..., C), or seems to. `same_map_as` names a module whose layer drops from the same map.
     """
 
     name: str
@@ -59,17 +59,17 @@ class Row:
 
     @property
     def drops(self) -> bool:
-        """Whether the next forward pass drops something here."""
+        """True if the next forward pass drops something here."""
         return self.size is not None and self.training and self.keep_prob < 1.0
 
     @property
     def is_one_unit(self) -> bool:
-        """Whether its map has nothing spatial: what is dropped is whole channels."""
+        """True if the map is a single unit, so that the layer drops whole channels."""
         return self.size is not None and set(self.size) == {1}
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether a layer here does not do what DropBlock is for."""
+        """True if DropBlock is wrong or useless here."""
         return self.channels_last or self.is_one_unit or self.same_map_as is not None
 
     def cells(self) -> tuple[str, ...]:
@@ -105,7 +105,7 @@ class Summary:
         return self.text(summary_table.WIDTH)
 
     def text(self, width: int) -> str:
-        """The table for a terminal of that many columns, without columns that would say nothing."""
+        """Return the table for a terminal of `width` columns, without columns that carry no information."""
         columns = list(zip(COLUMNS, *(row.cells() for row in self.rows), strict=True))
         silent = {
             "target": all(row.target_keep_prob == row.keep_prob for row in self.rows),
@@ -128,28 +128,34 @@ class Summary:
 def dropblock_summary(
     model: nn.Module, input_size: Sequence[int] | Sequence[Sequence[int]] | Tensor | Sequence[Tensor]
 ) -> Summary:
-    """Say of every DropBlock layer of a model whether it drops now, and how much.
+    """Show for every DropBlock layer of a model whether it drops now, and how much.
 
-    The model is run once, on zeros, in evaluation mode and without gradients: what it has learned, its modes and the
-    state of randomness stay as they are. What the table shows is how it would drop in the mode in which it was.
+    The model runs once, on zeros, in evaluation mode and without gradients. Its parameters, its modes and the random
+    state do not change. The table describes the modes that the layers had before this run.
 
     Args:
-        model: a network with DropBlock layers, inserted or its own; it may be wrapped or compiled. Every rank has to
-            call it for a model that is sharded.
-        input_size: shape of the model's input with its batch, such as (1, 3, 224, 224); several for several inputs;
-            or the input itself, for a model that does not take floating-point numbers.
+        model: a network with DropBlock layers, inserted or its own; it may be wrapped or compiled. If the model is
+            sharded, every rank must call this function.
+        input_size: shape of the model's input with its batch, such as (1, 3, 224, 224); a sequence of shapes for
+            several inputs; or the input itself, for a model that does not take floating-point numbers.
 
     Returns:
-        A table to print; a notebook shows it as HTML. A row for each layer and each size of its feature map: the
-        module that the layer acts after, or itself; its map; its block, with * where it is clamped to the map; its
-        `keep_prob` now, and the target of a schedule; γ and the expected share dropped at the present keep_prob; its
-        mode; whether it ran; and what speaks against a layer there: channels that come last, a map of one unit, a map
-        from which another layer drops. As text, equal rows are one, and columns that say nothing are left out.
+        A table to print; a notebook shows it as HTML. It has a row for each layer and each size of its feature map,
+        with these columns:
+
+        - the module that the layer acts after, or the layer itself;
+        - its map, and its block, with * if it is clamped to the map;
+        - its `keep_prob` now, and its target under a schedule;
+        - γ and the expected share dropped, at the present keep_prob;
+        - its mode, and whether it ran;
+        - objections to a layer there: channels last, a map of one unit, or a map from which another layer drops.
+
+        In text, equal rows are merged and columns without information are left out.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of its range, the model has no DropBlock
             layer, or it does not run on an input of this shape.
-        RuntimeError: layers that were inserted are no longer there.
+        RuntimeError: inserted layers were lost.
 
     Examples:
         >>> from torch_dropblock import DropBlock2d
@@ -164,7 +170,7 @@ def dropblock_summary(
     found = sites.find_some(model)
     inputs = _inputs(model, input_size)
     if any(map(is_lazy, itertools.chain(model.parameters(), model.buffers()))):
-        model = copy.deepcopy(model)  # which takes the shapes of this input, as the model itself should not
+        model = copy.deepcopy(model)  # lazy parameters take the shapes of this input: only in a copy
         found = sites.find(model)
     seen: dict[int, maps.Seen] = {}
     recorders = {name: _Recorder(site, maps.Probe(name, site.layer.dims, seen, inputs)) for name, site in found.items()}
@@ -178,7 +184,7 @@ def dropblock_summary(
         finally:
             _undo(recorders, hold)
     finally:
-        _undo(recorders, hold)  # an interrupt may have cut the first short
+        _undo(recorders, hold)  # an interrupt may have cut the first call short
     return Summary(
         tuple(row for name, site in found.items() for row in recorders[name].rows(name, site)),
         tuple(notices.of(model)),
@@ -207,7 +213,7 @@ def _inputs(model: nn.Module, input_size: object) -> list[Tensor]:
 
 
 class _Recorder:
-    """A forward hook that probes the map of a layer, which gives its own or whose hook runs before."""
+    """A forward hook that probes the map of a layer, after the layer's own hook has run."""
 
     def __init__(self, site: sites.Site, probe: maps.Probe) -> None:
         self.module = site.module
@@ -216,7 +222,7 @@ class _Recorder:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         self.probe(module, args, kwargs, output)
-        self.training = self.training and not output.is_quantized  # which cannot be trained, in any mode
+        self.training = self.training and not output.is_quantized  # quantised modules cannot be trained
 
     def rows(self, name: str, site: sites.Site) -> list[Row]:
         return [Row.of(name, site, size, self) for size in dict.fromkeys(self.probe.sizes) or [None]]
@@ -224,13 +230,13 @@ class _Recorder:
 
 def _run(model: nn.Module, inputs: list[Tensor]) -> None:
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        model = model.module  # it would wait for the other ranks
+        model = model.module  # the wrapper would wait for the other ranks
     device = inputs[0].device
     own = [device] if device.type == "cuda" else []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=own):
             if any(map(sites.is_compiled, model.modules())):
-                # compiled code does not look for hooks again
+                # compiled code ignores hooks added after compilation
                 with torch.compiler.set_stance("force_eager"):
                     model(*inputs)
             else:

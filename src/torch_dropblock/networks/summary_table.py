@@ -1,4 +1,4 @@
-"""The table of a summary as text of a given width: equal rows are one, and nothing is cut."""
+"""Format the table of a summary as text of a given width: equal rows are merged, and nothing is cut."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Sequence
 Cells = tuple[str, ...]
 
 WIDTH = 80
-# so many equal rows are shown as one
+# minimum number of equal rows that are shown as one
 SEVERAL = 3
 
 
 def text(columns: Cells, rows: Sequence[Cells], notes: Sequence[str], width: int, words: set[str]) -> str:
-    """The table, a rule below its header, and the notes.
+    """Return the table, with a rule below its header, and the notes.
 
     Args:
         columns: the header; the first column holds dotted names.
         rows: the cells.
         notes: sentences below the table.
-        width: of the terminal. Where a table is wider, a name has a line of its own.
-        words: the columns that hold no numbers, which are aligned on the left.
+        width: columns of the terminal. If the table is wider, each name gets a line of its own.
+        words: the columns of text, aligned left; columns of numbers are aligned right.
     """
     lines = [columns, *collapsed(rows)]
     left = [columns[i] in words for i in range(len(columns))]
@@ -37,7 +37,7 @@ def text(columns: Cells, rows: Sequence[Cells], notes: Sequence[str], width: int
 
 
 def collapsed(rows: Sequence[Cells]) -> list[Cells]:
-    """Rows of one part of the network that differ in their names alone are one row, where the first of them was."""
+    """Merge rows of one part of the network that differ only in their names, at the place of the first."""
     groups: dict[Cells, list[str]] = {}
     keys = [(_part(name), *cells) for name, *cells in rows]
     for key, row in zip(keys, rows, strict=True):
@@ -58,12 +58,12 @@ def _aligned(cells: Sequence[str], widths: Sequence[int], left: Sequence[bool]) 
 
 
 def _part(name: str) -> str:
-    """The first part of a name that has several."""
+    """Return the first part of a dotted name, or "" for a name without dots."""
     return name.partition(".")[0] if "." in name else ""
 
 
 def _common(names: Sequence[str]) -> str:
-    """A pattern that all names match: `layer3.*`."""
+    """Return a pattern that all names match, such as `layer3.*`."""
     common = []
     for parts in zip(*(name.split(".")[:-1] for name in names), strict=False):
         if len(set(parts)) > 1:

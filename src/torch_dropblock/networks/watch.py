@@ -1,10 +1,10 @@
-"""`Watch`: do the layers of a schedule run, and is the schedule stepped, while a network trains?
+"""`Watch`: warn if a network trains but its schedule is not stepped, or the layers of the schedule do not run.
 
     layers, in eager mode ── a training pass ──> Watch <── step, state_dict ── schedule
                                                    └── warns, once of each
 
-Compiled code never calls it: there the version counters of PyTorch tell whether the parameters change. It leaves the
-layers after the first steps of a training, so that from then on it costs nothing.
+Compiled code never calls it: there the version counters of PyTorch show whether the parameters change. The schedule
+removes it from the layers after the first steps of a training, so that later steps cost nothing.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch.nn.parameter import is_lazy
 
 from ..core.hints import warn
 
-# so many steps or passes of a training are no accident
+# after this many steps (FEW) or passes (MANY), a missing call is no accident
 FEW, MANY = 10, 100
 
 
 class Watch:
-    """Called by each layer of a schedule at each training pass, with the layer.
+    """A callback that each layer of a schedule calls at each training pass, with itself as the argument.
 
     Args:
         model: the network that the schedule was built for.
-        total_steps: those of the schedule.
-        is_on_the_way: whether strength would change if the schedule was stepped.
-        is_called: whether every layer calls it; one of a class with a `drop` of its own does not.
+        total_steps: total steps of the schedule.
+        is_on_the_way: True if later steps of the schedule would change the strength.
+        is_called: True if every layer calls it; a layer of a class with its own `drop` does not.
     """
 
     def __init__(self, model: nn.Module, total_steps: int, *, is_on_the_way: bool, is_called: bool) -> None:
@@ -45,7 +45,7 @@ class Watch:
         self.nodes = _autograd_nodes()
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        """A copy of a layer or of a schedule has none."""
+        """Copy as None: a copy of a layer or of a schedule has no watch."""
         return type(None), ()
 
     def __call__(self, layer: object) -> None:
@@ -53,15 +53,15 @@ class Watch:
             self.counted = id(layer)
         if self.counted == id(layer):
             self.passes += 1
-            if self.passes >= self.look_at:  # updates, since accumulated batches are several to a step
+            if self.passes >= self.look_at:  # then count updates: with accumulated batches a step has several passes
                 self.look_at *= 2
                 self.warn_if_not_stepped()
 
     def stepped(self) -> bool:
-        """Take note of a step of the schedule, and return whether there is no more to find out."""
+        """Count a step of the schedule, and return True once the watch is finished."""
         self.waits_for_a_step = False
         nodes = _autograd_nodes()
-        if nodes != self.nodes:  # something trains: the curve is not only looked at
+        if nodes != self.nodes:  # something trains; otherwise the user may just be plotting the curve
             self.steps += 1
             self.nodes = nodes
         if self.steps < min(self.total_steps, FEW):
@@ -86,14 +86,14 @@ class Watch:
             )
 
     def _updates(self) -> int:
-        """How often an optimizer has written into the parameters, or a little more often."""
+        """Return the number of updates of the parameters by an optimizer, or slightly more."""
         model = self.model()
         now = [] if model is None else _versions(model)
         pairs = zip(now, self.before, strict=False)
         return max((new - old for (new, learns), (old, _) in pairs if learns), default=0)
 
     def _nothing_ran(self) -> bool:
-        """Whether 0 passes are not those of code that counts none, as compiled code."""
+        """Return True if 0 passes mean that no layer ran; compiled code runs layers but counts no passes."""
         if self.is_called and not _compiled_graphs():
             return True
         model = self.model()
@@ -103,17 +103,17 @@ class Watch:
 
 
 def _versions(model: nn.Module) -> list[tuple[int, bool]]:
-    """PyTorch's count of the writes into each parameter, and buffer, and whether it is a parameter that learns."""
+    """Return, for each parameter and buffer, PyTorch's count of writes into it and its `requires_grad`."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     return [(0 if is_lazy(t) or t.is_inference() else t._version, t.requires_grad) for t in tensors]
 
 
 def _autograd_nodes() -> int:
-    """A number that grows while graphs for backward passes are built in this thread."""
+    """Return a number that grows while this thread builds graphs for backward passes."""
     return torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
 
 
 def _compiled_graphs() -> int:
-    """How many graphs `torch.compile` has made in this process."""
+    """Return the number of graphs that `torch.compile` has made in this process."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     return dynamo.counters["stats"]["unique_graphs"] if dynamo else 0

@@ -1,4 +1,4 @@
-"""The backend in Triton on CUDA devices. Triton is imported when a CUDA tensor first asks for it."""
+"""The Triton backend, for CUDA devices. Triton is imported with the first call that may need it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...core.keys import Key
 
 @lru_cache(maxsize=1)
 def _imported() -> tuple[ModuleType | None, str]:
-    """Import `launch`, once; without Triton, say why it is not there."""
+    """Import `launch`, once; if Triton cannot be imported, return the reason."""
     try:
         from . import launch
     except (ImportError, RuntimeError, OSError) as error:
@@ -29,7 +29,7 @@ def launcher() -> ModuleType:
     """Return the module `launch`.
 
     Raises:
-        ImportError: Triton is not there.
+        ImportError: Triton cannot be imported.
     """
     module, reason = _imported()
     if module is None:
@@ -55,7 +55,7 @@ def drop(input: Tensor, output: Tensor, key: Key, blocks: Blocks, table: Tensor,
 
 
 def on(device: torch.device, table: Tensor) -> Tensor:
-    """Return the table on a device, where it is copied once."""
+    """Return the table on a device; it is copied there once."""
     if table.device == device:
         return table
     copies: dict[torch.device, Tensor] = _COPIES.setdefault(table, {})  # type: ignore[no-untyped-call]
@@ -68,6 +68,6 @@ _COPIES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def solved_table(keep_prob: Tensor, size: Size, block: Size, rate: str, length: int) -> Tensor:
-    """Make the table of a `keep_prob` that only the device knows."""
+    """Make the table of a `keep_prob` that only the device holds."""
     table: Tensor = launcher().solved_table(keep_prob, size, block, rate, length)
     return table

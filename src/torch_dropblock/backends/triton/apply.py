@@ -1,7 +1,7 @@
-"""Applying a mask of bits on a GPU, in Triton: the input is read once, the output is written once.
+"""Apply a mask of bits on a GPU, in Triton: the input is read once, the output is written once.
 
-Bit i of the mask, in words of 32 or 64 bits, is 1 if unit i is dropped; units are numbered plane by plane and row by
-row, whatever the strides of the tensors. docs/kernel.md says more; `launch.py` launches.
+Bit i of the mask, in words of 32 or 64 bits, is 1 if unit i is dropped. Units are numbered plane by plane and row by
+row, for tensors of any strides. docs/kernel.md has the details; `launch.py` launches.
 """
 # Triton reads the annotations of a kernel as they are, so there is no `from __future__ import annotations`.
 
@@ -35,7 +35,7 @@ def _apply_eights(input, output, mask, scale, elements, OP: tl.constexpr, EIGHTS
 
 @triton.jit
 def apply_flat(input, output, mask, scale, elements, OP: tl.constexpr, EIGHTS: tl.constexpr):
-    """Elements in the order of the bits of the mask, eight to a byte."""
+    """Apply the mask to elements in the order of its bits, eight to a byte."""
     if (tl.program_id(0).to(tl.int64) + 1) * (EIGHTS * 8) <= elements:
         _apply_eights(input, output, mask, scale, elements, OP, EIGHTS, False)
     else:
@@ -44,7 +44,7 @@ def apply_flat(input, output, mask, scale, elements, OP: tl.constexpr, EIGHTS: t
 
 @triton.jit
 def _window(mask, bit, words, inside):
-    """The 32 bits of the mask from `bit` on."""
+    """Return the 32 bits of the mask from `bit` on."""
     at = bit >> 5
     lower = tl.load(mask + at, mask=inside & (at < words), other=0).to(tl.uint32, bitcast=True).to(tl.uint64)
     upper = tl.load(mask + at + 1, mask=inside & (at + 1 < words), other=0).to(tl.uint32, bitcast=True).to(tl.uint64)
@@ -73,7 +73,10 @@ def apply_tiles(
     OP: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Tiles of 32 units by CHANNELS channels of one sample, in any strides: a channel's bits are one window."""
+    """Apply the mask to tiles of 32 units by CHANNELS channels of one sample, in any strides.
+
+    Each channel's bits in a tile are one window.
+    """
     program = tl.program_id(0).to(tl.int64)
     sample = program // tiles
     tile = program - sample * tiles
@@ -104,9 +107,9 @@ def channels_inside(
     COLUMNS: tl.constexpr,
     TASKS: tl.constexpr,
 ):
-    """Turn the mask of planes into one whose words hold 32 channels of one unit each: 32 by 32 bits are a task.
+    """Transpose the mask of planes into one whose words hold 32 channels of one unit each; a task is 32 by 32 bits.
 
-    Neighbours are ROWS by COLUMNS tasks of one sample: of as many as lie in a line of the cache before and after.
+    Tasks are grouped ROWS by COLUMNS within a sample, so that a group uses whole cache lines of both masks.
     """
     task = tl.program_id(0).to(tl.int64) * TASKS + tl.arange(0, TASKS).to(tl.int64)
     group = task // (ROWS * COLUMNS)

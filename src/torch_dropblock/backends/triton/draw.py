@@ -1,6 +1,6 @@
-"""Draw on a GPU, in Triton: the seeds, their blocks, and how many units they drop.
+"""Draw a mask on a GPU, in Triton: draw seeds, grow them into blocks, and count the dropped units.
 
-docs/kernel.md has the formula and the layout of the mask; `plan.py` works out the launch parameters, and `launch.py`
+docs/kernel.md has the formula and the layout of the mask; `plan.py` computes the launch parameters, and `launch.py`
 launches.
 """
 # Triton reads the annotations of a kernel as they are, so there is no `from __future__ import annotations`.
@@ -8,7 +8,7 @@ launches.
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
-# One number holds how many programs have counted, above, and what they have counted, below.
+# `counted` holds two numbers: the programs that have counted (bits 40 and up) and the units they counted (below).
 ONE_PROGRAM = tl.constexpr(1 << 40)
 PHI = tl.constexpr(0x9E3779B97F4A7C15)
 TO_UNIT = tl.constexpr(2.0**-53)
@@ -16,7 +16,7 @@ TO_UNIT = tl.constexpr(2.0**-53)
 
 @triton.jit
 def _mix(word):
-    """`keys.mix_` of uint64."""
+    """Mix a uint64 like `keys.mix_`."""
     word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9
     word = (word ^ (word >> 27)) * 0x94D049BB133111EB
     return word ^ (word >> 31)
@@ -24,9 +24,9 @@ def _mix(word):
 
 @triton.jit
 def _divided(number, reciprocal):
-    """Number over divisor, rounded down, for 0 <= number < 2^31 and `plan.reciprocal(divisor)`.
+    """Return number // divisor, for 0 <= number < 2^31 and `plan.reciprocal(divisor)`.
 
-    A division by what is not known when the code is compiled takes many times as long.
+    A division by a number that is unknown at compilation is many times slower.
     """
     doubled = number.to(tl.uint32, bitcast=True) * 2
     shift = ((reciprocal >> 32) - 1).to(tl.uint32)
@@ -35,7 +35,7 @@ def _divided(number, reciprocal):
 
 @triton.jit
 def _ones(word):
-    """How many of the bits of a uint64 are 1."""
+    """Count the bits of a uint64 that are 1."""
     word -= (word >> 1) & 0x5555555555555555
     word = (word & 0x3333333333333333) + ((word >> 2) & 0x3333333333333333)
     word = (word + (word >> 4)) & 0x0F0F0F0F0F0F0F0F
@@ -44,7 +44,7 @@ def _ones(word):
 
 @triton.jit
 def _quotient(number, divisor, inverse):
-    """Number over divisor, rounded down, for 0 <= number < 2^53 and the bits of 1 / divisor in float64."""
+    """Return number // divisor, for 0 <= number < 2^53 and the bits of 1 / divisor in float64."""
     quotient = (number.to(tl.float64) * inverse.to(tl.float64, bitcast=True)).to(tl.int64)
     rest = number - quotient * divisor
     return quotient + (rest >= divisor).to(tl.int64) - (rest < 0).to(tl.int64)
@@ -54,7 +54,7 @@ def _quotient(number, divisor, inverse):
 def _corners_before(
     unit, plane_units, by_units, plane_positions, area, by_area, row, by_row, valid_rows, valid_columns
 ):
-    """How many seed positions there are before a unit."""
+    """Return the number of seed positions before a unit."""
     plane = _quotient(unit, plane_units, by_units)
     rest = (unit - plane * plane_units).to(tl.int32)
     layer = _divided(rest, by_area)
@@ -67,7 +67,7 @@ def _corners_before(
 
 @triton.jit
 def _shifted(upper, lower, shift):
-    """The upper of two neighbouring words after a shift of both by `shift` modulo 64."""
+    """Shift two neighbouring words left by `shift` modulo 64, as one number, and return the upper one."""
     left = (shift & 63).to(tl.uint64)
     # a shift by 64 would be undefined
     return (upper << left) | ((lower >> 1) >> (63 - left))
@@ -75,9 +75,9 @@ def _shifted(upper, lower, shift):
 
 @triton.jit
 def _grown(word, extent, stride, CHUNK: tl.constexpr):
-    """Set every bit that is 0 to extent - 1 strides behind one that is set, in steps that double.
+    """Set every bit that follows a set bit by 0 to extent - 1 strides, in steps that double.
 
-    The first word is 0, and stands for those that are before it.
+    The first word is 0, and stands for the words before it.
     """
     index = tl.arange(0, CHUNK)
     done = 1
@@ -92,7 +92,7 @@ def _grown(word, extent, stride, CHUNK: tl.constexpr):
 
 @triton.jit
 def _grow(bits, extent, stride, chunks, CHUNK: tl.constexpr):
-    """The same in memory, chunk by chunk, from the last one to the first."""
+    """Do the same as `_grown` in memory, chunk by chunk, from the last to the first."""
     index = tl.arange(0, CHUNK)
     done = 1
     while done < extent:
@@ -109,7 +109,7 @@ def _grow(bits, extent, stride, chunks, CHUNK: tl.constexpr):
         done += step
 
 
-# The launch parameters are integers that change with the shape; a specialised kernel would be compiled for each.
+# The launch parameters change with the shape; with specialisation, Triton would recompile the kernel for each.
 @triton.jit(
     do_not_specialize=[
         "length", "units", "halo", "own", "chunks", "positions", "group", "by_group", "group_planes", "per_group",
@@ -160,12 +160,12 @@ def draw(
     CHUNK: tl.constexpr,
     TABLE: tl.constexpr,
 ):
-    """Draw `own` words of the mask, in memory of the program's own, with a `halo` of words whose blocks reach in.
+    """Draw `own` words of the mask, in the program's own memory, after a `halo` of words whose blocks reach into them.
 
     The seeds are those of `seeds.py`, stream by stream. A seed sets the bits of the first row of its block (`run`),
-    and `_grow` makes the other `rows` and `layers`. Blocks lie whole inside their map, so no bit is shifted over the
-    end of a row or of a plane. The program that counts last stores the scale: units over units kept. Where all are
-    dropped it is finite, and no unit is multiplied.
+    and `_grown` or `_grow` adds the other `rows` and `layers`. Blocks lie whole inside their map, so no bit is shifted
+    past the end of a row or a plane. The last program to count stores the scale, the number of units over the number
+    kept. It stays finite if no unit is kept.
     """
     program = tl.program_id(0).to(tl.int64)
     base = program * own - halo
@@ -198,7 +198,7 @@ def draw(
     mixed = _mix(tl.load(key).to(tl.uint64, bitcast=True))
     entry = tl.arange(0, TABLE)
     numbers = tl.load(table).to(tl.int32)
-    # entry 0 is no probability
+    # entry 0 is not a probability
     probabilities = tl.where(entry > 0, tl.load(table + entry), 2.0)[None, :]
     halves = bits.to(tl.pointer_type(tl.int32))
     all_ones = tl.full((STREAMS, DRAWS), 0xFFFFFFFF, tl.uint32)
@@ -224,7 +224,7 @@ def draw(
             place = (((word >> 17) * stream_length.to(tl.uint64)) >> 47).to(tl.int32)
             rest = start + place
             inside = (number < many[:, None]) & (rest < end)
-            # from the number of a position to the number of a unit, counted from the first bit
+            # convert the index of a position to the index of a unit, counted from the first bit
             planes = _divided(rest, by_positions)
             rest -= planes * plane_positions
             line = _divided(rest, by_valid_columns)

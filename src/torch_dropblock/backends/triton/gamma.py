@@ -1,28 +1,28 @@
-"""λ, solved on a GPU from a keep_prob that only the GPU knows, and the table that drawing needs of it."""
+"""Solve λ on a GPU, from a keep_prob that only the GPU holds, and make the table for drawing."""
 # Triton reads the annotations of a kernel as they are, so there is no `from __future__ import annotations`.
 
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
-# Below it a logarithm of 1 - v is a short sum: a difference from 1 would lose what is small.
+# Below it, log(1 - v) is computed as a short sum: 1 - v would lose the low bits of v.
 SMALL = tl.constexpr(2.0**-8)
 
 
 @triton.jit
 def series(v):
-    """-log(1 - v) for 0 <= v < 2^-8 in float64, with a relative error below 2^-45."""
+    """Return -log(1 - v) for 0 <= v < 2^-8 in float64, with a relative error below 2^-45."""
     return v * (1.0 + v * (1.0 / 2 + v * (1.0 / 3 + v * (1.0 / 4 + v * (1.0 / 5 + v * (1.0 / 6))))))
 
 
 @triton.jit
 def _minus_log1m(v):
-    """-log(1 - v) for 0 <= v <= 1."""
+    """Return -log(1 - v) for 0 <= v <= 1."""
     return tl.where(v < SMALL, series(v), -tl.log(1.0 - v))
 
 
 @triton.jit
 def _moment(size, block, most, POWER: tl.constexpr):
-    """The mean, over the units along an axis, of the number of blocks that cover a unit, or of its square."""
+    """Return the mean, over the units along an axis, of the number of blocks that cover a unit, or of its square."""
     t = most.to(tl.float64)
     s = size.to(tl.float64)
     if POWER == 1:
@@ -32,8 +32,8 @@ def _moment(size, block, most, POWER: tl.constexpr):
 
 @triton.jit
 def _store_table(table, lam, length, TABLE: tl.constexpr, MOST_EXPECTED: tl.constexpr, MOST_LAM: tl.constexpr):
-    """Store `seeds.poisson_table`: the same operations in the same order, none fused (`launch.solved_table`)."""
-    # a number that is compared with a float64 would be rounded to float32
+    """Store `seeds.poisson_table`: the same operations in the same order, unfused (see `launch.solved_table`)."""
+    # a plain number compared with a float64 would be rounded to float32
     least = tl.full((), 1e-18, tl.float64)
     expected = tl.minimum(lam, MOST_LAM).to(tl.float32).to(tl.float64) * length.to(tl.float64)
     numbers = tl.maximum(tl.ceil(expected / MOST_EXPECTED), 1.0)
@@ -71,7 +71,7 @@ def solve(
     MOST_EXPECTED: tl.constexpr,
     MOST_LAM: tl.constexpr,
 ):
-    """Solve λ as `geometry.gamma` solves it, by Newton's method, and store the table of streams of `length`."""
+    """Solve λ by Newton's method, like `geometry.gamma`, and store the table of streams of `length` positions."""
     keep = tl.minimum(tl.maximum(tl.load(keep_prob).to(tl.float64), 0.0), 1.0)
     units = s0.to(tl.float64) * s1.to(tl.float64) * s2.to(tl.float64)
     v0 = s0 - b0 + 1
@@ -88,14 +88,14 @@ def solve(
         combinations = t0 * t1 * t2
         solvable = tl.maximum(keep, 1e-200)
         goal = tl.where(keep > 0.5, -_minus_log1m(1.0 - keep), tl.log(solvable))
-        # that of a normal distribution of the numbers n, or the first of Newton's steps from 0
+        # start: the root for normally distributed n, or, if there is none, Newton's first step from 0
         mean = _moment(s0, b0, t0, 1) * _moment(s1, b1, t1, 1) * _moment(s2, b2, t2, 1)
         variance = _moment(s0, b0, t0, 2) * _moment(s1, b1, t1, 2) * _moment(s2, b2, t2, 2) - mean * mean
         rate = -2.0 * goal / (mean + tl.sqrt(tl.maximum(mean * mean + 2.0 * variance * goal, 0.0)))
         rate = tl.where(mean * mean + 2.0 * variance * goal > 0.0, rate, -goal / mean)
         step = tl.where(keep < 1e-200, 0.0, rate + 1.0)
         turn = 0
-        # a step squares the error, which is to be far below that of a float32
+        # each step squares the error, which must end far below float32 precision
         while (tl.abs(step) > 1e-8 * rate) & (turn < 100):
             kept_of = tl.zeros((LANES,), tl.float64)
             dropped_of = tl.zeros((LANES,), tl.float64)
@@ -113,7 +113,7 @@ def solve(
                 n = n0.to(tl.float64) * n1.to(tl.float64) * n2.to(tl.float64)
                 y = n * rate
                 kept = tl.exp(-y)
-                # 1 - exp(-y), for a small y as a sum
+                # 1 - exp(-y); for a small y, a sum
                 z = tl.minimum(y, SMALL)
                 sum = z * (1 - z / 2 * (1 - z / 3 * (1 - z / 4 * (1 - z / 5 * (1 - z / 6)))))
                 kept_of += count * kept

@@ -1,10 +1,10 @@
-"""The backend on a GPU: a mask of one bit per unit is drawn, then the input is read once and written once.
+"""Launch the Triton kernels: draw a mask of one bit per unit, then read the input once and write the output once.
 
-    keep_prob ── gamma.solve ──> table ─┐   (where only the GPU knows keep_prob)
+    keep_prob ── gamma.solve ──> table ─┐   (if only the GPU holds keep_prob)
     key ────────────────────────────────┴─ draw.draw ──> mask, scale ── apply.apply_* ──> output
 
-docs/kernel.md says how. With TRITON_INTERPRET=1 set before Triton is imported the same code runs on CPU tensors, in
-Triton's interpreter.
+docs/kernel.md has the details. If TRITON_INTERPRET=1 is set before Triton is imported, the same code runs on CPU
+tensors, in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Launch:
-    """How much one program does; nothing but time depends on it."""
+    """Amount of work per program; it affects only the running time."""
 
     streams: int = 4
     draws: int = 16
@@ -53,21 +53,21 @@ class Launch:
 
 
 INTERPRETED: bool = triton.knobs.runtime.interpret if hasattr(triton, "knobs") else False
-# the interpreter takes as long for a program of one lane as for one of thousands
+# in the interpreter, a program with thousands of lanes takes no longer than one with a single lane
 LAUNCH = Launch(64, 256, 65536, 65536, 1024, 1024) if INTERPRETED else Launch()
 
 
 @dataclass(frozen=True)
 class Mask:
-    """What was drawn: the unit of number i, plane by plane and row by row, is dropped if bit i of `words` is set."""
+    """A drawn mask: unit i, counted plane by plane and row by row, is dropped if bit i of `words` is set."""
 
     words: Tensor
-    # units over units kept: float64, of no dimensions
+    # number of units over number kept: float64, no dimensions
     scale: Tensor
     blocks: Blocks
 
     def dense(self) -> Tensor:
-        """True where dropped, of shape `(*own_lead, *size)`."""
+        """Return the mask as bools, True where dropped, of shape `(*own_lead, *size)`."""
         return _unpacked(self.words, self.blocks.units).view(*self.blocks.own_lead, *self.blocks.size)
 
 
@@ -77,10 +77,10 @@ def _unpacked(words: Tensor, units: int) -> Tensor:
 
 
 def solved_table(keep_prob: Tensor, size: Size, block: Size, rate: str, length: int) -> Tensor:
-    """Make `seeds.table_of` of a `keep_prob` that only the device knows."""
+    """Make the table of `seeds.table_of` for a `keep_prob` that only the device holds."""
     table = torch.empty(TABLE, dtype=torch.float64, device=keep_prob.device)
     pad = (1,) * (3 - len(size))
-    # for the distinct numbers of blocks that cover a unit, see `geometry`
+    # a lane for each combination of covering numbers, see `coverage`
     distinct = math.prod(min(b, s - b + 1) for s, b in zip(size, block, strict=True))
     lanes = min(max(triton.next_power_of_2(distinct), 32), 1024)
     with _on(table):
@@ -95,13 +95,13 @@ def solved_table(keep_prob: Tensor, size: Size, block: Size, rate: str, length: 
             MOST_EXPECTED=MOST_EXPECTED,
             MOST_LAM=MOST_LAM,
             num_warps=max(1, lanes // 256),
-            enable_fp_fusion=False,  # the table is to be that of the host, bit for bit
+            enable_fp_fusion=False,  # the table must equal the host's bit for bit
         )
     return table
 
 
 def draw(key: Tensor, blocks: Blocks, table: Tensor, *, count: bool = True, launch: Launch = LAUNCH) -> Mask:
-    """Draw the mask of a key, with nothing read back; if it is not to `count`, the scale has no value."""
+    """Draw the mask of a key, without reading anything back; without `count`, the scale is uninitialised."""
     plan, device = plan_of(blocks, launch.words), key.device
     words = torch.empty(plan.length, dtype=torch.int64, device=device)
     scratch = torch.empty(plan.scratch, dtype=torch.int64, device=device)
@@ -143,7 +143,7 @@ def apply(input: Tensor, output: Tensor, mask: Mask, *, launch: Launch = LAUNCH)
     input_place, output_place = (_strides(t.shape, t.stride(), len(blocks.lead)) for t in (input, output))
     by_tiles = blocks.shared in ((), (len(blocks.lead) - 1,))
     if not by_tiles or input_place is None or output_place is None:
-        # strides of no order, or a mask that is shared by what `torch.vmap` maps over
+        # strides that no tile fits, or a mask shared across the dimension that `torch.vmap` maps over
         output.copy_(sparse.masked(input, mask.dense(), mask.scale))
         return
     samples, channels, size = math.prod(lead[:-1]), lead[-1], math.prod(blocks.size)
@@ -173,7 +173,7 @@ def apply(input: Tensor, output: Tensor, mask: Mask, *, launch: Launch = LAUNCH)
 
 
 def channels_inside(mask: Mask) -> Tensor:
-    """The mask with 32 channels to a word: int32 of shape (N, *size, ⌈C / 32⌉)."""
+    """Return the mask with 32 channels to a word: int32 of shape (N, *size, ⌈C / 32⌉)."""
     blocks = mask.blocks
     samples, channels, size = math.prod(blocks.lead[:-1]), blocks.lead[-1], math.prod(blocks.size)
     rows, columns = parts(size, 32), parts(channels, 32)
@@ -200,7 +200,7 @@ def channels_inside(mask: Mask) -> Tensor:
 
 
 def why_not_on(device: torch.device) -> str | None:
-    """Return why tensors on this device are not served, None if they are."""
+    """Return why this backend does not serve tensors on this device, None if it does."""
     if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
         return f"it runs on CUDA devices, and the input is on {device}"
     if device.type == "cuda" and _is_old(device):
@@ -210,14 +210,14 @@ def why_not_on(device: torch.device) -> str | None:
 
 @lru_cache
 def _is_old(device: torch.device) -> bool:
-    if torch.version.hip is not None or not torch.cuda.is_available():  # where there is none, tensors are fake
+    if torch.version.hip is not None or not torch.cuda.is_available():  # without a GPU, CUDA tensors are fake ones
         return False
     return torch.cuda.get_device_capability(device) < (8, 0)
 
 
 @lru_cache(maxsize=1024)
 def _strides(shape: Size, stride: Size, lead: int) -> tuple[int, int, int] | None:
-    """The strides of samples, channels and units, if each has one."""
+    """Return the strides of samples, channels and units, or None if one of them has no single stride."""
     sample = _one_stride(shape[: lead - 1], stride[: lead - 1])
     unit = _one_stride(shape[lead:], stride[lead:])
     return None if sample is None or unit is None else (sample, stride[lead - 1], unit)
@@ -233,5 +233,5 @@ def _one_stride(shape: Size, strides: Size) -> int | None:
 
 
 def _on(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensor's."""
+    """Make the tensor's device the current one, on which Triton launches."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

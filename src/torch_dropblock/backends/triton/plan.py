@@ -1,7 +1,7 @@
 """Launch parameters of the drawing kernel, computed once per shape and block.
 
-The kernel's programs share out the words of the mask, 64 units each. A program looks at its own words and at those
-before them from which blocks reach in (the halo), and draws the streams of seeds that may set bits there.
+The kernel's programs divide the words of the mask, 64 units each, among them. A program handles its own words and the
+halo: the words before them, from which blocks may reach in. It draws the streams whose seeds may set bits in either.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from dataclasses import dataclass
 from ...core.blocks import Blocks
 from ...core.geometry import Size, valid_region
 
-# The positions of one plane and of one stream are counted in 32 bits.
+# The kernel counts positions within a plane and within a stream in 32 bits.
 MOST_UNITS_OF_A_PLANE = 1 << 30
 
-# units of a row of a block
+# row of a block, in units, above which it is not set word by word
 LONG_ROW = 128
-# programs that keep a GPU busy
+# number of programs that keeps a GPU busy
 ENOUGH_PROGRAMS = 512
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How the drawing kernel is launched.
+    """Launch parameters of the drawing kernel.
 
     Attributes:
-        length: of the mask, in words.
-        programs: how many share it out.
+        length: length of the mask, in words.
+        programs: number of programs.
         chunk: words that a program holds at once.
-        one_chunk: whether these are all that it looks at.
-        scratch: words of memory for all programs together.
-        wide: whether units are counted in 64 bits.
-        parameters: the kernel's integer parameters by their names.
+        one_chunk: True if a program's words and its halo are one chunk.
+        scratch: words of scratch memory, for all programs together.
+        wide: True if units are counted in 64 bits.
+        parameters: the kernel's integer parameters by name.
     """
 
     length: int
@@ -46,14 +46,14 @@ class Plan:
 
 
 def why_not_of(size: Size) -> str | None:
-    """Return why maps of this size are not served, None if they are."""
+    """Return why this backend does not serve maps of this size, None if it does."""
     if math.prod(size) >= MOST_UNITS_OF_A_PLANE:
         return f"it counts the positions of a map in 32 bits, and this one has {math.prod(size)}"
     return None
 
 
 def plan_of(blocks: Blocks, words: int) -> Plan:
-    """Return the plan of these blocks, for programs that hold so many words at once.
+    """Return the plan of these blocks, for programs that hold `words` words at once.
 
     Raises:
         ValueError: the maps are too large.
@@ -65,19 +65,19 @@ def plan_of(blocks: Blocks, words: int) -> Plan:
 
 
 def _plan(blocks: Blocks, words: int) -> Plan:
-    if reason := why_not_of(blocks.size):  # compiled code does not choose a backend by size
+    if reason := why_not_of(blocks.size):  # compiled code chooses its backend without the size
         raise ValueError(f"the Triton backend cannot draw these blocks: {reason}; use_backend('sparse') takes another")
     pad = (1,) * (3 - len(blocks.size))
-    # a row of a block is set word by word, so a long one is made the second of three axes, of rows of one unit
+    # rows of a block are set word by word, so treat a long one as an axis of rows of one unit
     before, behind = (pad[1:], pad[:1]) if blocks.block[-1] > LONG_ROW else (pad, ())
     size, block = before + blocks.size + behind, before + blocks.block + behind
     valid = valid_region(size, block)
     plane, positions, area, row = math.prod(size), math.prod(valid), size[1] * size[2], size[2]
     length, streams = parts(blocks.units, 64), blocks.streams
-    # blocks reach so many words back, and one is left empty
+    # words that blocks reach back, and one that stays empty
     halo = parts((block[0] - 1) * area + (block[1] - 1) * row, 64) + 1
     chunk = at_most(words, length)
-    # a program's own words are three times as many, and fewer only where else there were few programs
+    # own words are three times the halo, or fewer if there would be too few programs
     for many in (4, 2, 1.25):
         chunks = max(1, parts(math.ceil(many * halo), chunk))
         own = chunks * chunk - halo
@@ -113,16 +113,16 @@ def _plan(blocks: Blocks, words: int) -> Plan:
         "rows": block[1],
         "run": block[2],
     }
-    # the furthest unit of a stream, counted from a program's first one
+    # the last unit that a program's streams may reach, counted from its first
     furthest = (streams.group // positions + 2) * plane + 64 * chunks * chunk
     return Plan(length, programs, chunk, chunks == 1, programs * chunks * chunk, furthest >= 1 << 31, parameters)
 
 
 def reciprocal(divisor: int) -> int:
-    """Return what twice a number below 2^31 is multiplied by, and its upper 32 bits shifted right by, to be divided.
+    """Return the factor and the shift that divide a number below 2^31, each in 32 bits, with shift + 1 above.
 
-    32 bits each, the shift and 1 above. Source: Granlund, Montgomery, "Division by invariant integers using
-    multiplication", PLDI 1994.
+    To divide, multiply twice the number by the factor and shift the upper 32 bits of the product right by the shift.
+    Source: Granlund, Montgomery, "Division by invariant integers using multiplication", PLDI 1994.
     """
     shift = (divisor - 1).bit_length()
     return parts(1 << 31 + shift, divisor) | shift + 1 << 32
@@ -135,7 +135,7 @@ def inverse(divisor: int) -> int:
 
 
 def at_most(launched: int, wanted: int) -> int:
-    """Return how much one program does: in the interpreter no more than there is; on a GPU always the same."""
+    """Return the work of one program: in the interpreter no more than `wanted` needs; on a GPU always `launched`."""
     return min(launched, max(1024, 1 << (wanted - 1).bit_length()))
 
 
