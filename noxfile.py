@@ -5,7 +5,7 @@ import nox
 nox.options.error_on_missing_interpreters = True
 
 OLDEST = ("torch==2.8.0", "torchvision==0.23.0")
-# compiled code lost gradients with this torch; numpy 2.4 breaks the interpreter of this torch's Triton
+# compiled code had gradients of 0 with this torch; numpy 2.4 breaks the interpreter of this torch's Triton
 BETWEEN = ("torch==2.11.0", "torchvision==0.26.0", "numpy<2.4")
 
 
