@@ -66,7 +66,7 @@ def test_outputs_and_gradients_are_the_same_bits(monkeypatch, threads, dims, dty
     for size, keep_prob, share_channels in itertools.product(
         SIZES[dims], [1e-3, 0.3, 0.9, 0.999, 1 - 1e-9], [False, True]
     ):
-        shape = choose([(1, 1), (2, 3), (5, 16), (3, 67), (8, 130)]) + size
+        shape = choose([(1, 1), (2, 3), (5, 16), (3, 67), (2, 130)]) + size
         x = 3 * torch.randn(shape, dtype=torch.float64).to(dtype)
         flat = x.view(-1)
         flat[torch.randint(len(flat), (5,))] = torch.tensor([torch.inf, -torch.inf, torch.nan, 1e-40, 3e38]).to(dtype)
@@ -100,9 +100,10 @@ def some_blocks(lead=(4, 6), size=(28, 30), block=(3, 5), share_channels=False, 
 def test_a_mask_is_the_oracles(threads, size, channels_last, share_channels):
     if channels_last and len(size) == 1:
         pytest.skip("there is no channels_last of one dimension")
-    for key, keep_prob in itertools.product((0, -1, 2**63 - 1), (0.01, 0.9, 0.9999)):
-        blocks, table = some_blocks((5, 67), size, (3,) * len(size), share_channels, keep_prob)
+    for key, keep_prob in itertools.product((0, -1, 2**63 - 1), (0.05, 0.9, 0.9999)):
+        blocks, table = some_blocks((3, 35), size, (3,) * len(size), share_channels, keep_prob)
         kept = reference.kept(key, blocks, table)
+        units = kept.sum().item()
         for count in (1, 3):
             threads(count)
             mask = torch.full(kept.shape, 7, dtype=torch.uint8)
@@ -110,7 +111,7 @@ def test_a_mask_is_the_oracles(threads, size, channels_last, share_channels):
                 mask = mask.to(memory_format=CHANNELS_LAST[len(size) + 2])
             scale = native.draw_mask(mask, torch.tensor(key), blocks, table)
             assert torch.equal(mask, (~kept).to(torch.uint8))
-            assert scale == kept.numel() / kept.sum().item()
+            assert scale == (kept.numel() / units if units else 0.0)
 
 
 def test_a_scale_is_counted_unless_it_is_given():
