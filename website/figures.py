@@ -115,34 +115,6 @@ def asked_and_dropped() -> Figure:
     return page_of(left)
 
 
-def gaps(seed: int) -> Figure:
-    """Draw exponential gaps on a line, each rounded up to a position: the seeds of a sequence of units."""
-    gamma, units = 0.12, 40
-    generator = torch.Generator().manual_seed(seed + 1)
-    mean = -1 / torch.log1p(torch.tensor(-gamma)).item()
-    positions, position = [], -1
-    while True:
-        gap = torch.empty(1).exponential_(generator=generator).item() * mean
-        position += 1 + int(gap)
-        if position >= units:
-            break
-        positions.append((position, gap))
-    (axes,) = panels(1, 7.2, 0.9, left=0.2, bottom=0.1)
-    colors = [ACCENT if unit in {p for p, _ in positions} else KEPT for unit in range(units)]
-    axes.bar(range(units), 1, width=0.92, align="edge", color=colors)
-    last = -1
-    for position, gap in positions:
-        middle = (last + 1 + position + 1) / 2
-        arrow = {"arrowstyle": "->", "color": MUTED, "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
-        axes.annotate("", (position + 0.92, 1.25), (last + 1, 1.25), arrowprops=arrow)
-        axes.text(middle, 1.4, f"{1 + int(gap)}", ha="center", color=INK, fontsize=9)
-        last = position
-    axes.set(xlim=(0, units), ylim=(0, 1.9), xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    caption(axes, "One number for each seed", f"gaps 1 + ⌊E / λ⌋ between seeds, γ = {gamma}")
-    return page_of(axes)
-
-
 # --- block sizes and schedules -----------------------------------------------------------------------------------
 
 
@@ -185,7 +157,6 @@ def pages(seed: int) -> dict[str, Figure]:
     return Demo(seed).pages() | {
         "algorithm.png": algorithm(seed),
         "asked-and-dropped.png": asked_and_dropped(),
-        "gaps.png": gaps(seed),
         "limits.png": from_dropout_to_whole_planes(),
         "schedule.png": curves(),
     }

@@ -414,7 +414,7 @@ static double apply_seeds(const Layout *b, const void *in, void *out, const int3
 }
 
 /* `INTERFACE` of native.py; increase both with every change of `Layout` or of a function's arguments. */
-int drop_block_interface(void) { return 3; }
+int drop_block_interface(void) { return 4; }
 
 /* Draw and apply, and return the scale, or -1 if memory is short. A scale below 0 means that it is to be counted. */
 double drop_block(const Layout *b, uint64_t key, const double *table, int threads, const void *in, void *out, double scale)

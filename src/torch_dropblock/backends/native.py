@@ -22,7 +22,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2, torch.float16: 
 # Minimum work per thread, in units (PyTorch's grain size).
 GRAIN_SIZE = 32768
 # The value of `drop_block_interface` in native.c.
-INTERFACE = 3
+INTERFACE = 4
 
 
 class Layout(ctypes.Structure):
