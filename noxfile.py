@@ -22,21 +22,21 @@ def lint(session: nox.Session) -> None:
 def oldest(session: nox.Session) -> None:
     """Run the tests on the oldest supported Python and torch."""
     session.install(*OLDEST, "-e", ".[test]")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "auto", "--dist", "loadfile", *session.posargs)
 
 
 @nox.session
 def between(session: nox.Session) -> None:
     """Run the tests on a torch between the two, and this Python."""
     session.install(*BETWEEN, "-e", ".[test]")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "auto", "--dist", "loadfile", *session.posargs)
 
 
 @nox.session
 def newest(session: nox.Session) -> None:
     """Run the tests on the newest torch, and this Python."""
     session.install("--upgrade", "--upgrade-strategy", "eager", "-e", ".[test]")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "auto", "--dist", "loadfile", *session.posargs)
 
 
 @nox.session
