@@ -50,8 +50,10 @@ def test_no_arguments_print_the_help():
 
 @pytest.mark.parametrize("missing", ["typer", "rich", "matplotlib", "PIL", "numpy"])
 def test_a_missing_package_names_the_extra(monkeypatch, tmp_path, missing):
-    for name in ("cli", "cli_bench", "cli_compare", "cli_playground", "cli_summary", "terminal", "demo", "photo"):
-        monkeypatch.delitem(sys.modules, f"torch_dropblock.{name}", raising=False)
+    for name in [
+        name for name in sys.modules if name.startswith(("torch_dropblock.command.", "torch_dropblock.pictures."))
+    ]:
+        monkeypatch.delitem(sys.modules, name)
     for name in {missing, *(name for name in sys.modules if name.startswith(f"{missing}."))}:
         monkeypatch.setitem(sys.modules, name, None)
     line = complaint("demo", "--out", tmp_path)
@@ -62,7 +64,7 @@ def test_a_missing_module_that_no_extra_brings_is_not_hidden(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch_dropblock.command.app")
     monkeypatch.setitem(sys.modules, "torch_dropblock.pictures.wording", None)
     monkeypatch.setattr(sys, "argv", ["torch-dropblock", "rate", "5"])
-    with pytest.raises(ModuleNotFoundError, match=r"torch_dropblock\.wording"):
+    with pytest.raises(ModuleNotFoundError, match=r"torch_dropblock\.pictures\.wording"):
         main()
 
 

@@ -89,7 +89,7 @@ def _exactly(key: Key, blocks: Blocks, table: Tensor, first: int, count: int) ->
     streams = blocks.streams
     bases = stream_bases(key, first, count)
     numbers = int(table[0])
-    many = _counts(bases, table)
+    many = _counts(bases, table, numbers)
     ends = many.cumsum(0)
     total = int(ends[-1])
     # the t-th seed overall is number t - (ends - many) of its stream
@@ -109,7 +109,7 @@ def _at_most(key: Key, blocks: Blocks, table: Tensor, first: int, count: int) ->
     streams = blocks.streams
     bases = stream_bases(key, first, count).unsqueeze(1)
     numbers, most = int(table[0]), int((table[1:] < 1.0).sum())
-    many = _counts(bases, table)
+    many = _counts(bases, table.to(bases.device, non_blocking=True), numbers)
     slots = torch.arange(most * numbers, dtype=torch.int64, device=bases.device)
     places = _places(bases + (slots + numbers) * PHI, streams.length)
     start, room = _starts(blocks, first, count, bases.device)
@@ -119,12 +119,12 @@ def _at_most(key: Key, blocks: Blocks, table: Tensor, first: int, count: int) ->
     return torch.where(inside, places.add_(start.unsqueeze(1)), blocks.positions).flatten()
 
 
-def _counts(bases: Tensor, table: Tensor) -> Tensor:
+def _counts(bases: Tensor, table: Tensor, numbers: int) -> Tensor:
     """Return K of each stream."""
     many = torch.zeros_like(bases)
-    for i in range(int(table[0])):
+    for i in range(numbers):
         uniform = shift_right(mix_(bases + signed(i * PHI)), 11).to(torch.float64).mul_(2.0**-53)
-        many.add_(torch.searchsorted(table[1:].to(bases.device, non_blocking=True), uniform, right=True))
+        many.add_(torch.searchsorted(table[1:], uniform, right=True))
     return many
 
 
