@@ -240,20 +240,23 @@ INLINE uint16_t to_bfloat16(float x)
     bits = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
     return (uint16_t)(x != x ? 0x7fc0u : bits);
 }
+/* All bits where the condition holds, else none: a select that is vectorised. */
+#define WHERE(condition) (-(uint32_t)(condition))
+
 INLINE float from_float16(uint16_t half)
 {
-    uint32_t bits = (uint32_t)(half & 0x7fffu) << 13, special = half & 0x7fffu; /* the exponent is 112 too small */
-    float x, magic = 0x1p112f;
+    uint32_t bits = (uint32_t)(half & 0x7fffu) << 13; /* the exponent is 112 too small */
+    float x;
     memcpy(&x, &bits, 4);
-    x *= magic; /* subnormal numbers too */
+    x *= 0x1p112f; /* right for subnormal numbers too */
     memcpy(&bits, &x, 4);
-    bits |= (special >= 0x7c00u ? 0x7f800000u : 0u) | (uint32_t)(half & 0x8000u) << 16; /* inf and nan */
+    bits |= (WHERE((half & 0x7fffu) >= 0x7c00u) & 0x7f800000u) | (uint32_t)(half & 0x8000u) << 16; /* inf and nan */
     memcpy(&x, &bits, 4);
     return x;
 }
 INLINE uint16_t to_float16(float x)
 {
-    uint32_t bits, sign, normal, small;
+    uint32_t bits, sign, normal, small, tiny, half;
     memcpy(&bits, &x, 4);
     sign = bits >> 16 & 0x8000u, bits &= 0x7fffffffu;
     normal = (bits - 0x38000000u + 0xfffu + (bits >> 13 & 1u)) >> 13; /* rounded to the nearest, ties to even */
@@ -261,10 +264,11 @@ INLINE uint16_t to_float16(float x)
     memcpy(&y, &bits, 4);
     y += 0.5f; /* the addition rounds a subnormal result to the last bits */
     memcpy(&small, &y, 4);
-    uint32_t half = bits < 0x38800000u ? small - 0x3f000000u : normal;
-    half = bits >= 0x477ff000u ? 0x7c00u : half; /* 65520 and more */
-    half = bits > 0x7f800000u ? 0x7e00u : half;
-    return (uint16_t)(half | sign);
+    tiny = WHERE(bits < 0x38800000u);
+    half = (tiny & (small - 0x3f000000u)) | (~tiny & normal);
+    tiny = WHERE(bits >= 0x477ff000u); /* 65520 and more */
+    half = (tiny & 0x7c00u) | (~tiny & half);
+    return (uint16_t)(half | sign | (WHERE(bits > 0x7f800000u) & 0x0200u));
 }
 #define SAME(x) (x)
 
