@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from torch_dropblock import drop_block1d, drop_block2d, drop_block3d
-from torch_dropblock.backends import native, reference
+from torch_dropblock.backends import native, packed, reference
 from torch_dropblock.backends.sparse import CHANNELS_LAST
 from torch_dropblock.core.blocks import Blocks
 from torch_dropblock.core.seeds import table_of
@@ -94,23 +94,20 @@ def some_blocks(lead=(4, 6), size=(28, 30), block=(3, 5), share_channels=False, 
     return blocks, table_of(size, blocks.block, blocks.streams.length, keep_prob, "exact")
 
 
-@pytest.mark.parametrize("share_channels", [False, True])
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("size", [(1000,), (7, 7), (28, 28), (33, 129), (8, 8, 40)])
-def test_a_mask_is_the_oracles(threads, size, channels_last, share_channels):
-    if channels_last and len(size) == 1:
-        pytest.skip("there is no channels_last of one dimension")
-    for key, keep_prob in itertools.product((0, -1, 2**63 - 1), (0.05, 0.9, 0.9999)):
-        blocks, table = some_blocks((3, 35), size, (3,) * len(size), share_channels, keep_prob)
+@pytest.mark.parametrize(("order", "share_channels"), [("planes", False), ("planes", True), ("channels", False)])
+@pytest.mark.parametrize(
+    ("size", "block"), [((500,), 3), ((500,), 100), ((7, 7), 3), ((28, 28), 28), ((33, 129), 40), ((6, 5, 40), 3)]
+)
+def test_a_mask_is_the_oracles(threads, size, block, order, share_channels):
+    for key, keep_prob in ((-1, 0.3), (2**63 - 1, 0.9)):
+        blocks, table = some_blocks((3, 35), size, (block,) * len(size), share_channels, keep_prob)
         kept = reference.kept(key, blocks, table)
         units = kept.sum().item()
         for count in (1, 3):
             threads(count)
-            mask = torch.full(kept.shape, 7, dtype=torch.uint8)
-            if channels_last:
-                mask = mask.to(memory_format=CHANNELS_LAST[len(size) + 2])
-            scale = native.draw_mask(mask, torch.tensor(key), blocks, table)
-            assert torch.equal(mask, (~kept).to(torch.uint8))
+            words = torch.full(packed.shape(blocks.own_lead, size, order), 7, dtype=torch.int32)
+            scale = native.draw_mask(words, order, torch.tensor(key), blocks, table)
+            assert torch.equal(words, packed.pack(~kept, len(size), order))
             assert scale == (kept.numel() / units if units else 0.0)
 
 
@@ -175,7 +172,7 @@ def test_memory_that_is_not_there_is_an_error(monkeypatch):
     with pytest.raises(MemoryError, match="seeds"):
         native.drop(x, x, 5, blocks, table)
     with pytest.raises(MemoryError, match="seeds"):
-        native.draw_mask(x.to(torch.uint8), 5, blocks, table)
+        native.draw_mask(x, "planes", 5, blocks, table)
 
 
 def test_a_library_of_another_version_is_left_out(monkeypatch):

@@ -299,10 +299,11 @@ def test_operators_are_what_they_say(lead, size, block, share_channels, channels
         again = *arguments[:2], kept, *arguments[2:]
         torch.library.opcheck(compiled.redraw, again)
         assert torch.equal(mask, compiled.redraw(*again))
-    assert mask.dtype == torch.uint8
-    if mask.numel():
-        kept = (mask == 0).sum().item()
-        assert scale.item() == (mask.numel() / kept if kept else 0.0)
+    assert mask.dtype == torch.int32
+    dropped = compiled.Draw(*arguments[2:]).dropped(mask)
+    if dropped.numel():
+        kept = (~dropped).sum().item()
+        assert scale.item() == (dropped.numel() / kept if kept else 0.0)
 
 
 @pytest.mark.parametrize("randomness", ["same", "different"])

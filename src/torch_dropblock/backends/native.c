@@ -218,18 +218,6 @@ static int64_t count_part(const Layout *b, const int32_t *seeds, int64_t count, 
     return count_some(b, low, high, mask);
 }
 
-/* Count the ones in `n` bytes of 0 or 1. */
-CLONES static int64_t ones(const uint8_t *bytes, int64_t n)
-{
-    int64_t sum = 0;
-    for (int64_t i = 0; i < n; i += 128) { /* a sum of 128 ones fits into a byte */
-        uint8_t part = 0;
-        for (int64_t j = i; j < least(i + 128, n); j++) part += bytes[j];
-        sum += part;
-    }
-    return sum;
-}
-
 /* --- applying ------------------------------------------------------------------------------------------------ */
 
 INLINE float from_bfloat16(uint16_t bits) { uint32_t wide = (uint32_t)bits << 16; float x; memcpy(&x, &wide, 4); return x; }
@@ -418,7 +406,7 @@ static double apply_seeds(const Layout *b, const void *in, void *out, const int3
 }
 
 /* `INTERFACE` of native.py; increase both with every change of `Layout` or of a function's arguments. */
-int drop_block_interface(void) { return 4; }
+int drop_block_interface(void) { return 5; }
 
 /* Draw and apply, and return the scale, or -1 if memory is short. A scale below 0 means that it is to be counted. */
 double drop_block(const Layout *b, uint64_t key, const double *table, int threads, const void *in, void *out, double scale)
@@ -430,34 +418,62 @@ double drop_block(const Layout *b, uint64_t key, const double *table, int thread
     return scale;
 }
 
-/* Draw a mask of bytes, 1 where dropped, in the memory order of the layout, and return the scale, or -1 if memory is
-   short. */
-double drop_block_mask(const Layout *b, uint64_t key, const double *table, int threads, uint8_t *mask)
+/* Set `length` bits of a string of words from bit `first` on. */
+INLINE void set_bits(uint32_t *words, uint32_t first, int64_t length)
 {
+    words += first / 32;
+    if (length <= 32) {
+        uint64_t bits = ~(uint64_t)0 >> (64 - length) << first % 32;
+        words[0] |= (uint32_t)bits;
+        if (bits >> 32) words[1] |= (uint32_t)(bits >> 32);
+    } else {
+        int64_t end = first % 32 + length;
+        *words++ |= ~0u << first % 32;
+        for (end -= 32; end >= 32; end -= 32) *words++ = ~0u;
+        if (end) *words |= ~(~0u << end);
+    }
+}
+
+/* Count the bits of `n` words that are 1. */
+CLONES static int64_t ones(const uint32_t *words, int64_t n)
+{
+    int64_t sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += __builtin_popcount(words[i]);
+    return sum;
+}
+
+/* Draw a mask of bits, 1 where dropped, and return the scale, or -1 if memory is short. A plane is a string of bits that
+   begins a word; if channels are interleaved, the channels of a unit are. This is the format of packed.py. */
+double drop_block_mask(const Layout *layout, uint64_t key, const double *table, int threads, uint32_t *mask)
+{
+    const Layout copy = *layout, *b = &copy; /* a local copy, which the compiler sees that `mask` cannot alias */
     int64_t plane = b->depth * b->height * b->width, units = b->planes * plane, dropped = 0, per_plane = valid(b);
+    /* the parts of the mask, each of whole words: samples if channels are interleaved, else planes */
+    int64_t channels = b->channels, parts = b->planes / channels;
+    int64_t string = channels > 1 ? (channels + 31) / 32 : (plane + 31) / 32, size = channels > 1 ? plane * string : string;
     int32_t *seeds;
     int64_t count = draw_seeds(b, key, table, threads, &seeds);
     if (count < 0) return -1;
 #pragma omp parallel num_threads(threads) reduction(+ : dropped)
     {
-        /* whole samples if channels are interleaved, else whole planes */
-        int64_t channels = b->channels, parts = b->planes / channels, line = b->width * channels;
         int64_t low = parts * omp_get_thread_num() / omp_get_num_threads();
         int64_t high = parts * (omp_get_thread_num() + 1) / omp_get_num_threads();
-        memset(mask + low * channels * plane, 0, (high - low) * channels * plane);
+        memset(mask + low * size, 0, (high - low) * size * sizeof *mask);
         const int32_t *end = first_from(seeds, seeds + count, high * channels * per_plane);
-        for (const int32_t *seed = first_from(seeds, seeds + count, low * channels * per_plane); seed < end; seed++) {
-            int64_t index = *seed / per_plane, sample = index / channels, channel = index % channels;
-            Corner at = corner(b, (uint32_t)(*seed - index * per_plane), (uint32_t)valid_columns(b));
-            uint8_t *first = mask + sample * channels * plane + at.row * line + at.column * channels + channel;
-            for (int64_t z = 0; z < b->block_depth; z++)
-                for (int64_t y = 0; y < b->block_height; y++) {
-                    uint8_t *row = first + (z * b->height + y) * line;
-                    if (channels == 1) memset(row, 1, b->block_width);
-                    else for (int64_t x = 0; x < b->block_width; x++) row[x * channels] = 1;
+        for (const int32_t *seed = first_from(seeds, end, low * channels * per_plane); seed < end; seed++) {
+            uint32_t index = (uint32_t)*seed / (uint32_t)per_plane, part = index, channel = 0;
+            Corner at = corner(b, (uint32_t)*seed - index * (uint32_t)per_plane, (uint32_t)valid_columns(b));
+            if (channels > 1) part = index / (uint32_t)channels, channel = index - part * (uint32_t)channels;
+            uint32_t *words = mask + part * size + channel / 32;
+            for (int64_t z = 0; z < b->block_depth; z++) {
+                int64_t unit = (z * b->height + at.row) * b->width + at.column, end_unit = unit + b->block_height * b->width;
+                for (; unit < end_unit; unit += b->width) {
+                    if (channels == 1) set_bits(words, (uint32_t)unit, b->block_width);
+                    else for (int64_t x = 0; x < b->block_width; x++) words[(unit + x) * string] |= 1u << channel % 32;
                 }
+            }
         }
-        dropped += ones(mask + low * channels * plane, (high - low) * channels * plane);
+        dropped += ones(mask + low * size, (high - low) * size);
     }
     free(seeds);
     return dropped < units ? (double)units / (double)(units - dropped) : 0.0;

@@ -22,7 +22,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2, torch.float16: 
 # Minimum work per thread, in units (PyTorch's grain size).
 GRAIN_SIZE = 32768
 # The value of `drop_block_interface` in native.c.
-INTERFACE = 4
+INTERFACE = 5
 
 
 class Layout(ctypes.Structure):
@@ -143,16 +143,15 @@ def serves_mask(blocks: Blocks) -> bool:
     return LIBRARY is not None and 0 < blocks.units < 2**31 - 2
 
 
-def draw_mask(mask: Tensor, key: Key, blocks: Blocks, table: Tensor) -> float:
-    """Write the mask of a key into a uint8 tensor, contiguous or channels-last: 1 where dropped. Returns the scale."""
-    order = mask.is_contiguous()
+def draw_mask(words: Tensor, order: str, key: Key, blocks: Blocks, table: Tensor) -> float:
+    """Write the mask of a key into words in the order `"planes"` or `"channels"` of `packed.py`. Returns the scale."""
     kind = "mask", order
     if kind not in blocks.cache:
         own = Blocks(blocks.own_lead, blocks.size, blocks.block)
-        blocks.cache[kind] = Layout.of(own, torch.float32, channels_last=not order)
-    address, memory = ctypes.addressof(blocks.cache[kind]), mask.data_ptr()
+        blocks.cache[kind] = Layout.of(own, torch.float32, channels_last=order == "channels")
+    address = ctypes.addressof(blocks.cache[kind])
     scale: float = LIBRARY.drop_block_mask(  # type: ignore[union-attr]
-        address, int(key) & (2**64 - 1), table.data_ptr(), _threads(mask.numel()), memory
+        address, int(key) & (2**64 - 1), table.data_ptr(), _threads(blocks.units), words.data_ptr()
     )
     if scale < 0:
         raise MemoryError("no memory for the seeds of blocks")

@@ -191,15 +191,13 @@ def dropped_mask(seeds: Tensor, blocks: Blocks, device: torch.device, channels_l
     """Return the mask of the seeds, True where dropped: bool of shape `(*own_lead, *size)`."""
     own = Blocks(blocks.own_lead, blocks.size, blocks.block)
     # surplus seeds, at `blocks.positions`, fall one past the end of the first dimension
-    mask = empty_mask((own.lead[0] + 1, *own.lead[1:], *own.size), device, channels_last).zero_()
+    shape, order = (own.lead[0] + 1, *own.lead[1:], *own.size), torch.contiguous_format
+    if channels_last:
+        order = CHANNELS_LAST[len(shape)]
+    mask = torch.empty(shape, dtype=torch.bool, device=device, memory_format=order).zero_()
     there = cover(seeds, own, mask.stride())
     replace(there, first=there.first.to(device)).fill(mask, True)
     return mask[: own.lead[0]]
-
-
-def empty_mask(shape: Size, device: torch.device, channels_last: bool) -> Tensor:
-    memory_format = CHANNELS_LAST[len(shape)] if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=torch.bool, device=device, memory_format=memory_format)
 
 
 def scale_of(dropped: Tensor) -> Tensor:

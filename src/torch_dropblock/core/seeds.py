@@ -93,15 +93,22 @@ def _exactly(key: Key, blocks: Blocks, table: Tensor, first: int, count: int) ->
     ends = many.cumsum(0)
     total = int(ends[-1])
     # the t-th seed overall is number t - (ends - many) of its stream
-    bases.sub_((ends.sub_(many)).sub_(numbers).mul_(PHI))
-    words = torch.repeat_interleave(bases, many, output_size=total)
+    bases.sub_((ends - many).sub_(numbers).mul_(PHI))
+    stream = torch.repeat_interleave(many, output_size=total)
+    words = bases.index_select(0, stream)
     words.add_(torch.arange(total, dtype=torch.int64, device="cpu"), alpha=PHI)
     places = _places(words, streams.length)
+    if streams.per_group == 1:
+        seeds = places.add_(stream, alpha=streams.group).add_(first * streams.group)
+        if first + count < streams.count or not blocks.positions % streams.group:
+            return seeds
+        # only the last stream may be longer than its positions
+        whole = total - int(many[-1])
+        last = seeds[whole:]
+        return torch.cat((seeds[:whole], last[last < blocks.positions]))
     start, room = _starts(blocks, first, count, bases.device)
-    seeds = torch.repeat_interleave(start, many, output_size=total).add_(places)
-    if room is None:
-        return seeds
-    return seeds[places < torch.repeat_interleave(room, many, output_size=total)]
+    seeds = start.index_select(0, stream).add_(places)
+    return seeds if room is None else seeds[places < room.index_select(0, stream)]
 
 
 def _at_most(key: Key, blocks: Blocks, table: Tensor, first: int, count: int) -> Tensor:

@@ -11,7 +11,6 @@ mask would be kept for the backward pass.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import choice, native, reference, sparse, triton
+from ..backends import choice, native, packed, reference, sparse, triton
 from ..core import checks
 from ..core.blocks import Blocks
 from ..core.checks import Rate
@@ -54,15 +53,14 @@ class Draw:
     def own_lead(self) -> tuple[int, ...]:
         return (*self.lead[:-1], 1) if self.share_channels else tuple(self.lead)
 
+    @property
+    def order(self) -> str:
+        """Order of the bits of the mask, see `packed.py`."""
+        return "channels" if self.channels_last else "string" if self.backend == "triton" else "planes"
+
     def empty_mask(self, device: torch.device) -> Tensor:
-        if self.backend == "triton":
-            if self.channels_last:
-                words = (*self.own_lead[:-1], *self.size, (self.own_lead[-1] + 31) // 32)
-            else:
-                words = ((math.prod(self.own_lead) * math.prod(self.size) + 63) // 64 * 2,)
-            return torch.empty(words, dtype=torch.int32, device=device)
-        mask = sparse.empty_mask((*self.own_lead, *self.size), device, self.channels_last)
-        return mask.view(torch.uint8)
+        shape = packed.shape(self.own_lead, tuple(self.size), self.order)
+        return torch.empty(shape, dtype=torch.int32, device=device)
 
     def empty(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Return the mask, the scale and the table, without values."""
@@ -83,33 +81,25 @@ class Draw:
         """Return the mask and its scale; the scale may be uninitialised unless `count` is True."""
         if table is None:
             mask, scale, _ = self.empty(key.device)
-            return mask.fill_(-1 if self.backend == "triton" else 1), scale.fill_(0.0)
+            return mask.fill_(-1), scale.fill_(0.0)
         if self.backend == "triton":
             launch: Any = triton.launcher()
-            drawn = launch.draw(key, blocks, triton.on(key.device, table), count=count)
+            given = None if count else self.empty(key.device)[1]
+            drawn = launch.draw(key, blocks, triton.on(key.device, table), scale=given)
             words = launch.channels_inside(drawn) if self.channels_last else drawn.words.view(torch.int32)
             return words, drawn.scale
-        mask = self.empty_mask(key.device)
         if self.backend == "native" and native.serves_mask(blocks):
-            return mask, torch.tensor(native.draw_mask(mask, key, blocks, table), dtype=torch.float64)
+            mask = self.empty_mask(key.device)
+            return mask, torch.tensor(native.draw_mask(mask, self.order, key, blocks, table), dtype=torch.float64)
         if self.backend == "reference":
-            mask.copy_(~reference.kept(key, blocks, table))
+            dropped = ~reference.kept(key, blocks, table)
         else:
-            seeds = draw_seeds(key, blocks, table)
-            mask = sparse.dropped_mask(seeds, blocks, key.device, self.channels_last).view(torch.uint8)
-        scale = sparse.scale_of(mask.view(torch.bool)) if count else self.empty(key.device)[1]
-        return mask, scale
+            dropped = sparse.dropped_mask(draw_seeds(key, blocks, table), blocks, key.device, self.channels_last)
+        scale = sparse.scale_of(dropped) if count else self.empty(key.device)[1]
+        return packed.pack(dropped, len(self.size), self.order), scale
 
-    def dropped(self, mask: Tensor, op: torch.dtype) -> Tensor:
-        """Return the condition in the form that compiles best: on a CPU, reading bools is several times slower."""
-        if self.backend != "triton":
-            return mask.to(op) > 0.5
-        shifts = torch.arange(32, dtype=torch.int32, device=mask.device)
-        bits = mask.unsqueeze(-1).bitwise_right_shift(shifts).bitwise_and(1)
-        if not self.channels_last:
-            units = math.prod(self.own_lead) * math.prod(self.size)
-            return bits.view(-1)[:units].view(*self.own_lead, *self.size) != 0
-        return bits.flatten(-2)[..., : self.lead[-1]].movedim(-1, len(self.lead) - 1) != 0
+    def dropped(self, mask: Tensor) -> Tensor:
+        return packed.unpack(mask, self.own_lead, tuple(self.size), self.order)
 
 
 def _draw(key: Tensor, keep_prob: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,7 +154,7 @@ if not hasattr(torch.ops.torch_dropblock, "draw"):
         OPERATORS.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"torch_dropblock::{name}", fake, lib=OPERATORS)
     torch.library.register_vmap("torch_dropblock::draw", _draw_mapped, lib=OPERATORS)
-# returns the mask (1 where dropped, else 0), the scale of the kept units, and the table for `redraw` on a GPU
+# returns the mask (words of `packed.py`), the scale of the kept units, and the table for `redraw` on a GPU
 draw = torch.ops.torch_dropblock.draw.default
 # returns the mask that `draw` made
 redraw = torch.ops.torch_dropblock.redraw.default
@@ -231,15 +221,15 @@ def _arguments(
     input: Tensor, block_size: tuple[int, ...], rate: str, share_channels: bool, backend: str
 ) -> tuple[Any, ...]:
     """Return the fields of `Draw`."""
-    packed_alike = backend == "triton" and share_channels  # a shared mask has one channel
-    channels_last = _channels_innermost(input, len(block_size)) and not packed_alike
+    # a shared mask has one channel, so its bits lie by planes
+    channels_last = _channels_innermost(input, len(block_size)) and not share_channels
     return *_shape_of(input, block_size), rate, share_channels, channels_last, backend
 
 
 def _scale_and_zero(input: Tensor, mask: Tensor, scale: Tensor, draw: Draw) -> Tensor:
     """Scale the input and zero dropped units, like `sparse.masked`, in operations that the compiler fuses."""
     op = torch.float64 if input.dtype == torch.float64 else torch.float32
-    output = torch.where(draw.dropped(mask, op), 0.0, input.to(op) * scale.to(op))
+    output = torch.where(draw.dropped(mask), 0.0, input.to(op) * scale.to(op))
     # PyTorch 2.11 loses the gradient of a function whose last operation is a no-op
     return output if output.dtype == input.dtype else output.to(input.dtype)
 

@@ -93,15 +93,15 @@ def variants():
     for dtype, elements in [("fp16", "i32"), ("bf16", "i32"), ("bf16", "i64"), ("fp32", "i32"), ("fp64", "i64")]:
         op = {"OP": tl.float64 if dtype == "fp64" else tl.float32}
         memory = {"input": f"*{dtype}", "output": f"*{dtype}", "scale": "*fp64"}
-        flat = memory | {"mask": "*u8", "elements": elements}
+        flat = memory | {"mask": "*i64", "elements": elements}
         yield triton_apply.apply_flat, flat, op | {"EIGHTS": how.eights}, {}, ("elements",)
-        tiles = memory | {"mask": "*i32"} | dict.fromkeys(TILES, "i32")
+        tiles = memory | {"mask": "*i64"} | dict.fromkeys(TILES, "i32")
         yield triton_apply.apply_tiles, tiles, op | {"CHANNELS": how.channels}, {}, ()
         last = {name: t for name, t in tiles.items() if name not in ("input_channel", "output_channel")}
         ones = op | {"input_channel": 1, "output_channel": 1}
         yield triton_apply.apply_tiles, last, ones | {"CHANNELS": how.channels}, {}, CHANNELS_INSIDE
         yield triton_apply.apply_tiles, last, ones | {"CHANNELS": 4}, {}, ()
-    types = {"mask": "*i32", "target": "*i32"}
+    types = {"mask": "*i64", "target": "*i32"}
     types |= dict.fromkeys(["words", "groups", "size", "channels", "rows", "columns"], "i32")
     yield triton_apply.channels_inside, types, {"ROWS": 2, "COLUMNS": 8, "TASKS": how.tasks}, {}, ()
 

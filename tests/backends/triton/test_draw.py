@@ -106,9 +106,21 @@ def test_every_bit_of_the_key_counts():
 
 
 @runs
-def test_the_scale_is_counted_on_demand():
+def test_a_scale_that_is_known_is_not_counted_again():
     key, (blocks, table) = new_key(), some_blocks((2, 5), (9, 9), (3, 3))
-    assert torch.equal(launch.draw(key, blocks, table, count=False).words, launch.draw(key, blocks, table).words)
+    known, counted = torch.tensor(1.5, dtype=torch.float64, device=DEVICE), launch.draw(key, blocks, table)
+    again = launch.draw(key, blocks, table, scale=known)
+    assert torch.equal(again.words, counted.words)
+    assert again.scale.item() == 1.5 != counted.scale.item()
+
+
+@runs
+def test_every_call_finds_its_counter_at_0():
+    for _ in range(launch.COUNTERS + 1):
+        counter = launch._counter(DEVICE)
+    key, (blocks, table) = new_key(), some_blocks((2, 5), (9, 9), (3, 3))
+    assert len({launch.draw(key, blocks, table).scale.item() for _ in range(3)}) == 1
+    assert counter.item() == launch._counter(DEVICE).item() == 0
 
 
 # --- statistics: tests/core proves the distribution, of the same bits ----------------------------------------------

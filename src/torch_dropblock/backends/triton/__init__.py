@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ def launcher() -> ModuleType:
     return module
 
 
+@lru_cache
 def why_not_on(device: torch.device) -> str | None:
     """Return why this backend does not serve tensors on this device, None if it does."""
     module, reason = _imported()
@@ -48,20 +50,27 @@ def why_not(input: Tensor, blocks: Blocks) -> str | None:
     return why_not_on(input.device) or launcher().why_not_of(blocks.size)
 
 
-def drop(input: Tensor, output: Tensor, key: Key, blocks: Blocks, table: Tensor, scale: object = None) -> None:
-    """Write the input with blocks zeroed and the rest scaled into `output`; the scale is counted again each time."""
+def drop(input: Tensor, output: Tensor, key: Key, blocks: Blocks, table: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Write the input with blocks zeroed and the rest scaled into `output`, which may be the input.
+
+    Returns the scale, counted unless it is given.
+    """
     launch = launcher()
-    launch.apply(input, output, launch.draw(key, blocks, on(input.device, table)))
+    mask = launch.draw(key, blocks, on(input.device, table), scale=scale)
+    launch.apply(input, output, mask)
+    counted: Tensor = mask.scale
+    return counted
 
 
 def on(device: torch.device, table: Tensor) -> Tensor:
-    """Return the table on a device; it is copied there once."""
+    """Return the table on a device; it is copied there once for each stream, since streams run at the same time."""
     if table.device == device:
         return table
-    copies: dict[torch.device, Tensor] = _COPIES.setdefault(table, {})  # type: ignore[no-untyped-call]
-    if device not in copies:
-        copies[device] = table.to(device, non_blocking=True)
-    return copies[device]
+    copies: dict[Any, Tensor] = _COPIES.setdefault(table, {})  # type: ignore[no-untyped-call]
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    if stream not in copies:
+        copies[stream] = table.to(device, non_blocking=True)
+    return copies[stream]
 
 
 _COPIES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()

@@ -1,6 +1,6 @@
 """Apply a mask of bits on a GPU, in Triton: the input is read once, the output is written once.
 
-Bit i of the mask, in words of 32 or 64 bits, is 1 if unit i is dropped. Units are numbered plane by plane and row by
+Bit i of the mask, in words of 64 bits, is 1 if unit i is dropped. Units are numbered plane by plane and row by
 row, for tensors of any strides. docs/kernel.md has the details; `launch.py` launches.
 """
 # Triton reads the annotations of a kernel as they are, so there is no `from __future__ import annotations`.
@@ -36,6 +36,7 @@ def _apply_eights(input, output, mask, scale, elements, OP: tl.constexpr, EIGHTS
 @triton.jit
 def apply_flat(input, output, mask, scale, elements, OP: tl.constexpr, EIGHTS: tl.constexpr):
     """Apply the mask to elements in the order of its bits, eight to a byte."""
+    mask = mask.to(tl.pointer_type(tl.uint8))
     if (tl.program_id(0).to(tl.int64) + 1) * (EIGHTS * 8) <= elements:
         _apply_eights(input, output, mask, scale, elements, OP, EIGHTS, False)
     else:
@@ -77,6 +78,7 @@ def apply_tiles(
 
     Each channel's bits in a tile are one window.
     """
+    mask = mask.to(tl.pointer_type(tl.int32))
     program = tl.program_id(0).to(tl.int64)
     sample = program // tiles
     tile = program - sample * tiles
@@ -111,6 +113,7 @@ def channels_inside(
 
     Tasks are grouped ROWS by COLUMNS within a sample, so that a group uses whole cache lines of both masks.
     """
+    mask = mask.to(tl.pointer_type(tl.int32))
     task = tl.program_id(0).to(tl.int64) * TASKS + tl.arange(0, TASKS).to(tl.int64)
     group = task // (ROWS * COLUMNS)
     across = (columns + COLUMNS - 1) // COLUMNS

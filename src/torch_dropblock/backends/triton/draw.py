@@ -112,8 +112,8 @@ def _grow(bits, extent, stride, chunks, CHUNK: tl.constexpr):
 # The launch parameters change with the shape; with specialisation, Triton would recompile the kernel for each.
 @triton.jit(
     do_not_specialize=[
-        "length", "units", "halo", "own", "chunks", "positions", "group", "by_group", "group_planes", "per_group",
-        "stream_length", "by_length", "plane_positions", "by_positions", "valid_rows", "by_valid_rows",
+        "key", "table", "length", "units", "halo", "own", "chunks", "positions", "group", "by_group", "group_planes",
+        "per_group", "stream_length", "by_length", "plane_positions", "by_positions", "valid_rows", "by_valid_rows",
         "valid_columns", "by_valid_columns", "plane_units", "by_units", "area", "by_area", "row", "by_row",
         "layers", "rows", "run",
     ]
@@ -263,3 +263,4 @@ def draw(
         if (before >> 40) == tl.num_programs(0) - 1:
             kept = units - (before & (ONE_PROGRAM - 1)) - sum
             tl.store(scale, units.to(tl.float64) / tl.maximum(kept, 1).to(tl.float64))
+            tl.store(counted, 0)  # for the next call

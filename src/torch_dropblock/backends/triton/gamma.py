@@ -44,17 +44,20 @@ def _store_table(table, lam, length, TABLE: tl.constexpr, MOST_EXPECTED: tl.cons
         exponential = 1.0 - part * exponential / (16 - i)
     for _ in range(7):
         exponential = exponential * exponential
-    tl.store(table, numbers)
+    entry = tl.arange(0, TABLE)
+    values = tl.where(entry == 0, numbers, 1.0)
     probability = exponential
     sum = exponential
-    for k in range(1, TABLE):
-        at_the_end = (probability <= least) & (k >= expected)
-        tl.store(table + k, tl.where(at_the_end, 1.0, tl.minimum(sum, 1.0)))
+    k = 1
+    while ((probability > least) | (k < expected)) & (k < TABLE):
+        values = tl.where(entry == k, tl.minimum(sum, 1.0), values)
         probability = probability * expected / k
         sum += probability
+        k += 1
+    tl.store(table + entry, values)
 
 
-@triton.jit(do_not_specialize=["length", "s0", "s1", "s2", "b0", "b1", "b2"])
+@triton.jit(do_not_specialize=["keep_prob", "length", "s0", "s1", "s2", "b0", "b1", "b2"])
 def solve(
     keep_prob,
     table,

@@ -9,13 +9,11 @@ tensors, in Triton's interpreter.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 import triton  # type: ignore[import-untyped]
@@ -31,6 +29,7 @@ from . import draw as triton_draw
 from . import gamma as triton_gamma
 from .plan import at_most, parts, plan_of
 from .plan import why_not_of as why_not_of
+from .prepared import Prepared
 
 DTYPES = {
     torch.float16: tl.float32,
@@ -40,7 +39,7 @@ DTYPES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity, which is quick
 class Launch:
     """Amount of work per program; it affects only the running time."""
 
@@ -79,123 +78,137 @@ def _unpacked(words: Tensor, units: int) -> Tensor:
 def solved_table(keep_prob: Tensor, size: Size, block: Size, rate: str, length: int) -> Tensor:
     """Make the table of `seeds.table_of` for a `keep_prob` that only the device holds."""
     table = torch.empty(TABLE, dtype=torch.float64, device=keep_prob.device)
+    _solve(size, block, rate, length)(keep_prob.device, keep_prob, table, kind=keep_prob.dtype)
+    return table
+
+
+@lru_cache(maxsize=1024)
+def _solve(size: Size, block: Size, rate: str, length: int) -> Prepared:
     pad = (1,) * (3 - len(size))
     # a lane for each combination of covering numbers, see `coverage`
     distinct = math.prod(min(b, s - b + 1) for s, b in zip(size, block, strict=True))
     lanes = min(max(triton.next_power_of_2(distinct), 32), 1024)
-    with _on(table):
-        triton_gamma.solve[(1,)](
-            keep_prob,
-            table,
-            length,
-            *(*pad, *size, *pad, *block),
-            PAPER=rate == "paper",
-            LANES=lanes,
-            TABLE=TABLE,
-            MOST_EXPECTED=MOST_EXPECTED,
-            MOST_LAM=MOST_LAM,
-            num_warps=max(1, lanes // 256),
-            enable_fp_fusion=False,  # the table must equal the host's bit for bit
-        )
-    return table
+    constants = {"PAPER": rate == "paper", "LANES": lanes, "TABLE": TABLE}
+    return Prepared(
+        triton_gamma.solve,
+        1,
+        (length, *pad, *size, *pad, *block),
+        constants | {"MOST_EXPECTED": MOST_EXPECTED, "MOST_LAM": MOST_LAM},
+        num_warps=max(1, lanes // 256),
+        enable_fp_fusion=False,  # the table must equal the host's bit for bit
+    )
 
 
-def draw(key: Tensor, blocks: Blocks, table: Tensor, *, count: bool = True, launch: Launch = LAUNCH) -> Mask:
-    """Draw the mask of a key, without reading anything back; without `count`, the scale is uninitialised."""
-    plan, device = plan_of(blocks, launch.words), key.device
-    words = torch.empty(plan.length, dtype=torch.int64, device=device)
-    scratch = torch.empty(plan.scratch, dtype=torch.int64, device=device)
-    counted = torch.zeros(1, dtype=torch.int64, device=device) if count else scratch
-    scale = torch.empty((), dtype=torch.float64, device=device)
-    with _on(words):
-        triton_draw.draw[(plan.programs,)](
-            words,
-            scratch,
-            counted,
-            scale,
-            key,
-            table,
-            **plan.parameters,
-            COUNT=count,
-            ONE_CHUNK=plan.one_chunk,
-            UNIT=tl.int64 if plan.wide else tl.int32,
-            STREAMS=launch.streams,
-            DRAWS=launch.draws,
-            CHUNK=plan.chunk,
-            TABLE=TABLE,
-            num_warps=max(launch.streams * launch.draws // 32, 1),
-        )
+def draw(key: Tensor, blocks: Blocks, table: Tensor, *, scale: Tensor | None = None, launch: Launch = LAUNCH) -> Mask:
+    """Draw the mask of a key, and count its scale unless it is known; nothing is read back."""
+    device = key.device
+    prepared, length, scratch_length = _draw(blocks, launch, scale is None)
+    words = torch.empty(length, dtype=torch.int64, device=device)
+    scratch = torch.empty(scratch_length, dtype=torch.int64, device=device)
+    counted = scratch
+    if scale is None:
+        counted, scale = _counter(device), torch.empty((), dtype=torch.float64, device=device)
+    prepared(device, words, scratch, counted, scale, key, table)
     return Mask(words, scale, blocks)
+
+
+def _draw(blocks: Blocks, launch: Launch, count: bool) -> tuple[Prepared, int, int]:
+    """Return the kernel that draws, with the lengths of the mask and of its scratch memory in words."""
+    kind = launch, count
+    if kind not in blocks.cache:
+        plan = plan_of(blocks, launch.words)
+        constants = {"COUNT": count, "ONE_CHUNK": plan.one_chunk, "UNIT": tl.int64 if plan.wide else tl.int32}
+        constants |= {"STREAMS": launch.streams, "DRAWS": launch.draws, "CHUNK": plan.chunk, "TABLE": TABLE}
+        warps = max(launch.streams * launch.draws // 32, 1)
+        numbers = tuple(plan.parameters.values())
+        prepared = Prepared(triton_draw.draw, plan.programs, numbers, constants, num_warps=warps)
+        blocks.cache[kind] = prepared, plan.length, plan.scratch
+    kernel: tuple[Prepared, int, int] = blocks.cache[kind]
+    return kernel
+
+
+# counters of a device that are taken in turn, since several streams may draw at the same time
+COUNTERS = 4096
+
+
+def _counter(device: torch.device) -> Tensor:
+    """Return a counter that is 0; the kernel sets it to 0 again."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return torch.zeros(1, dtype=torch.int64, device=device)  # the graph may run at any time
+    return next(_counters(device))
+
+
+@lru_cache
+def _counters(device: torch.device) -> Iterator[Tensor]:
+    with torch.inference_mode(False):
+        counters = torch.zeros(COUNTERS, dtype=torch.int64, device=device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # once; the next stream may be another
+    return itertools.cycle(counters.unbind())
 
 
 def apply(input: Tensor, output: Tensor, mask: Mask, *, launch: Launch = LAUNCH) -> None:
     """Write the input times the scale, and 0 where dropped, into `output`, which may be the input."""
-    blocks, op = mask.blocks, DTYPES[input.dtype]
-    if not blocks.shared and input.is_contiguous() and output.is_contiguous():
-        count = input.numel()
-        eights = at_most(launch.eights, parts(count, 8))
-        with _on(input):
-            triton_apply.apply_flat[(parts(count, 8 * eights),)](
-                input, output, mask.words.view(torch.uint8), mask.scale, count, op, eights
-            )
-        return
-    lead = blocks.lead if len(blocks.lead) > 1 else (1, *blocks.lead)
-    input_place, output_place = (_strides(t.shape, t.stride(), len(blocks.lead)) for t in (input, output))
-    by_tiles = blocks.shared in ((), (len(blocks.lead) - 1,))
-    if not by_tiles or input_place is None or output_place is None:
+    cache, kind = mask.blocks.cache, (launch, input.dtype, input.stride(), output.stride())
+    if kind not in cache:
+        cache[kind] = _flat(input, output, mask.blocks, launch) or _tiles(input, output, mask.blocks, launch)
+    prepared: Prepared | None = cache[kind]
+    if prepared is None:
         # strides that no tile fits, or a mask shared across the dimension that `torch.vmap` maps over
         output.copy_(sparse.masked(input, mask.dense(), mask.scale))
         return
+    aligned = input.data_ptr() % 16, output.data_ptr() % 16
+    prepared(input.device, input, output, mask.words, mask.scale, kind=aligned)
+
+
+def _flat(input: Tensor, output: Tensor, blocks: Blocks, launch: Launch) -> Prepared | None:
+    """Return the kernel for tensors whose elements lie in the order of the mask's bits."""
+    if blocks.shared or not input.is_contiguous() or not output.is_contiguous():
+        return None
+    count = input.numel()
+    eights = at_most(launch.eights, parts(count, 8))
+    constants = {"OP": DTYPES[input.dtype], "EIGHTS": eights}
+    return Prepared(triton_apply.apply_flat, parts(count, 8 * eights), (count,), constants)
+
+
+def _tiles(input: Tensor, output: Tensor, blocks: Blocks, launch: Launch) -> Prepared | None:
+    """Return the kernel for tensors whose samples, channels and units have one stride each."""
+    lead = blocks.lead if len(blocks.lead) > 1 else (1, *blocks.lead)
+    input_place, output_place = (_strides(t.shape, t.stride(), len(blocks.lead)) for t in (input, output))
+    if input_place is None or output_place is None or blocks.shared not in ((), (len(blocks.lead) - 1,)):
+        return None
     samples, channels, size = math.prod(lead[:-1]), lead[-1], math.prod(blocks.size)
     at_once = min(launch.channels, triton.next_power_of_2(channels))
     rows, columns = parts(size, 32), parts(channels, at_once)
-    words = mask.words.view(torch.int32)
-    shared = bool(blocks.shared)
-    with _on(input):
-        triton_apply.apply_tiles[(samples * rows * columns,)](
-            input,
-            output,
-            words,
-            mask.scale,
-            len(words),
-            rows * columns,
-            columns,
-            size,
-            channels,
-            size if shared else size * channels,
-            0 if shared else size,
-            *input_place,
-            *output_place,
-            op,
-            at_once,
-            num_warps=max(1, at_once // 64),
-        )
+    sample_bits, channel_bits = (size, 0) if blocks.shared else (size * channels, size)
+    words = 2 * parts(blocks.units, 64)
+    return Prepared(
+        triton_apply.apply_tiles,
+        samples * rows * columns,
+        (words, rows * columns, columns, size, channels, sample_bits, channel_bits, *input_place, *output_place),
+        {"OP": DTYPES[input.dtype], "CHANNELS": at_once},
+        num_warps=max(1, at_once // 64),
+    )
 
 
 def channels_inside(mask: Mask) -> Tensor:
     """Return the mask with 32 channels to a word: int32 of shape (N, *size, ⌈C / 32⌉)."""
     blocks = mask.blocks
-    samples, channels, size = math.prod(blocks.lead[:-1]), blocks.lead[-1], math.prod(blocks.size)
-    rows, columns = parts(size, 32), parts(channels, 32)
+    samples, channels, columns = math.prod(blocks.lead[:-1]), blocks.lead[-1], parts(blocks.lead[-1], 32)
     target = torch.empty((samples, *blocks.size, columns), dtype=torch.int32, device=mask.words.device)
-    words = mask.words.view(torch.int32)
-    down, across = (min(int(triton.next_power_of_2(n)), most) for n, most in ((rows, 2), (columns, 8)))
-    groups = samples * parts(rows, down) * parts(columns, across)
-    with _on(target):
-        triton_apply.channels_inside[(parts(groups * down * across, LAUNCH.tasks),)](
-            words,
-            target,
-            len(words),
-            groups,
-            size,
-            channels,
-            rows,
-            columns,
-            down,
-            across,
-            LAUNCH.tasks,
+    if "channels_inside" not in blocks.cache:
+        size, words = math.prod(blocks.size), 2 * parts(blocks.units, 64)
+        rows = parts(size, 32)
+        down, across = (min(int(triton.next_power_of_2(n)), most) for n, most in ((rows, 2), (columns, 8)))
+        groups = samples * parts(rows, down) * parts(columns, across)
+        blocks.cache["channels_inside"] = Prepared(
+            triton_apply.channels_inside,
+            parts(groups * down * across, LAUNCH.tasks),
+            (words, groups, size, channels, rows, columns),
+            {"ROWS": down, "COLUMNS": across, "TASKS": LAUNCH.tasks},
             num_warps=max(1, LAUNCH.tasks // 32),
         )
+    blocks.cache["channels_inside"](target.device, mask.words, target)
     return target
 
 
@@ -230,8 +243,3 @@ def _one_stride(shape: Size, strides: Size) -> int | None:
     if any(outer != n * inner for (_, outer), (n, inner) in itertools.pairwise(axes)):
         return None
     return axes[-1][1]
-
-
-def _on(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Make the tensor's device the current one, on which Triton launches."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
