@@ -116,7 +116,7 @@ class Batches:
         return math.ceil(len(self.order) / self.size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for order, drawn in zip(self.order.split(self.size), self.drawn.split(self.size), strict=True):
+        for order, drawn in zip(torch.split(self.order, self.size), torch.split(self.drawn, self.size), strict=True):
             images = self.images[order]
             labels = torch.where(order == PADDING, PADDING, self.labels[order])
             yield self.augmentation(images, drawn) if self.augmentation else images, labels

@@ -30,7 +30,7 @@ CHUNK_PIXELS = 2**22
 
 def corrupted(images: Tensor, kind: str, level: float, generator: torch.Generator) -> Tensor:
     """Corrupt uint8 images (N, C, S, S); the generator, of the CPU, draws the noise."""
-    chunks = images.split(max(1, CHUNK_PIXELS // images.shape[-1] ** 2))  # floats take four times the memory
+    chunks = torch.split(images, max(1, CHUNK_PIXELS // images.shape[-1] ** 2))  # floats take four times the memory
     return torch.cat([_corrupted(chunk, kind, level, generator) for chunk in chunks])
 
 
@@ -39,9 +39,11 @@ def _corrupted(images: Tensor, kind: str, level: float, generator: torch.Generat
         noise = torch.randn(images.shape, generator=generator).to(images.device)
         return (images + 255 * level * noise).round().clamp(0, 255).to(torch.uint8)
     if kind == "blur":
-        return functional.gaussian_blur(images, [2 * math.ceil(3 * level) + 1] * 2, [level] * 2)
+        blurred: Tensor = functional.gaussian_blur(images, [2 * math.ceil(3 * level) + 1] * 2, [level] * 2)
+        return blurred
     if kind == "contrast":
-        return functional.adjust_contrast(images, level)
+        low: Tensor = functional.adjust_contrast(images, level)
+        return low
     return torch.stack([_jpeg(image, int(level)) for image in images.cpu()]).to(images.device)
 
 
@@ -49,4 +51,5 @@ def _jpeg(image: Tensor, quality: int) -> Tensor:
     """Compress an image (C, H, W) with Pillow; torchvision's own function is deprecated since 0.29."""
     stream = io.BytesIO()
     functional.to_pil_image(image).save(stream, "JPEG", quality=quality)
-    return functional.pil_to_tensor(Image.open(stream))
+    pixels: Tensor = functional.pil_to_tensor(Image.open(stream))
+    return pixels

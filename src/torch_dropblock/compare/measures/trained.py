@@ -38,7 +38,7 @@ class Trained:
     def batches(self, images: Tensor) -> Iterator[Tensor]:
         """Yield the logits of batches of images; a network that diverged has equal logits."""
         side = images.shape[-1]
-        for batch in images.split(max(1, BATCH_PIXELS // side**2)):
+        for batch in torch.split(images, max(1, BATCH_PIXELS // side**2)):
             with self.context():
                 logits = self.model(batch)
             yield logits.float().nan_to_num(0.0, 0.0, 0.0)

@@ -58,7 +58,8 @@ def averaged(trained: Trained, images: Tensor, passes: int) -> Tensor:
 
 def entropy(probabilities: Tensor) -> Tensor:
     """Return the entropy of distributions (N, classes), as a share of the highest possible."""
-    return torch.special.entr(probabilities).sum(1) / math.log(probabilities.shape[1])
+    nats: Tensor = torch.special.entr(probabilities).sum(1)
+    return nats / math.log(probabilities.shape[1])
 
 
 def auroc(higher: Tensor, lower: Tensor) -> float:
