@@ -124,7 +124,7 @@ def test_torchruns_processes_are_used(made, tmp_path, monkeypatch):
         (("--rate", ""), "--rate must be one of exact, paper, got ''"),
         (("--devices", -1), "--devices must be an int of at least 1, got -1"),
         (("--workers", -1), "--workers must be an int of at least 0, got -1"),
-        (("--model", "resnet19"), "--model must be one of small, resnet101, "),
+        (("--model", "resnet19"), "--model must be one of small, small-32, small-64, resnet101, "),
         (("--accelerator", "abacus"), "invalid accelerator name"),
         (("--precision", "16-mixed", "--accelerator", "cpu"), "--precision 16-mixed needs a GPU"),
         (("--out", "/dev/null/study"), "/dev/null/study"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from helpers.image_sets import cifar10, labels, load, row
+from helpers.image_sets import cifar10, labels, load
 from torch_dropblock.compare import arrays, data
 from torch_dropblock.compare.settings import Settings
 
@@ -19,10 +19,10 @@ def digits():
 
 def test_digits(digits):
     assert (len(digits.train), len(digits.val), digits.classes, digits.channels, digits.side) == (1437, 360, 10, 1, 8)
-    image, label = digits.train_of(row("baseline"))[0]
+    image, label = digits.train[0]
     assert (image.shape, image.dtype, type(label)) == ((1, 8, 8), torch.uint8, int)
     assert digits.policy == v2.AutoAugmentPolicy.SVHN
-    assert not any(isinstance(step, v2.RandomHorizontalFlip) for step in digits.place)
+    assert (digits.shift, digits.mirror, digits.are_digits) == (1, False, True)
 
 
 def test_mean_and_std_are_those_of_the_training_images(digits):
@@ -39,7 +39,7 @@ def test_cifar10_from_arrays(tmp_path):
     assert (image.numpy().transpose(1, 2, 0) == stored[11]).all()
     assert label == 1
     np.testing.assert_allclose(source.mean, (stored / 255.0).mean((0, 1, 2)), rtol=1e-5)
-    assert any(isinstance(step, v2.RandomHorizontalFlip) for step in source.place)
+    assert (source.shift, source.mirror, source.are_digits) == (4, True, False)
     image, _ = source.val_as_is()[3]
     assert torch.equal(image, source.val[3][0])
 
@@ -117,15 +117,3 @@ def test_a_download_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(arrays.datasets.FashionMNIST, "download", lambda self: None)
     fashion_mnist(tmp_path)
     assert len(data.load(Settings(data="fashion-mnist"), tmp_path, download=True).train) == 30
-
-
-@pytest.mark.parametrize(("shape", "padding"), [((1, 8, 8), 1), ((3, 32, 32), 4), ((1, 28, 28), 3), ((3, 4, 6), 2)])
-def test_a_shift_is_torchvisions_crop(shape, padding):
-    image = torch.randint(1, 256, shape, dtype=torch.uint8)
-    crop, shift = v2.RandomCrop(shape[1:], padding=padding), arrays.RandomShift(padding)
-    for seed in range(30):
-        torch.manual_seed(seed)
-        expected, following = crop(image), torch.rand(1)
-        torch.manual_seed(seed)
-        assert torch.equal(shift(image), expected)
-        assert torch.equal(torch.rand(1), following)

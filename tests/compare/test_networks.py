@@ -10,9 +10,9 @@ from torch_dropblock.compare import networks
 
 def test_torchvisions_resnets_are_known_by_name():
     names = networks.names()
-    assert names[0] == "small"
+    assert names[:3] == ["small", "small-32", "small-64"]
     assert {"resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2"} < set(names)
-    assert all(isinstance(torchvision.models.get_model(name), torchvision.models.ResNet) for name in names[1:3])
+    assert all(isinstance(torchvision.models.get_model(name), torchvision.models.ResNet) for name in names[3:5])
 
 
 @pytest.mark.parametrize(("name", "hint"), [("resnet19", "; close to it: resnet1"), ("vgg11", "$"), ("Small", "small")])
@@ -21,7 +21,7 @@ def test_an_unknown_network_is_refused(name, hint):
         networks.build(name, 10, 3, 32)
 
 
-@pytest.mark.parametrize("name", ["small", "resnet18"])
+@pytest.mark.parametrize("name", ["small", "small-32", "resnet18"])
 @pytest.mark.parametrize(("channels", "side"), [(1, 8), (1, 28), (3, 32), (3, 64), (1, 72), (3, 96)])
 def test_images_of_any_size_and_their_last_map(name, channels, side):
     model = networks.build(name, 7, channels, side).eval()
@@ -49,3 +49,9 @@ def test_photographs_have_torchvisions_own_stem():
     small = networks.build("resnet18", 10, 3, 32)
     assert (small.conv1.kernel_size, small.conv1.stride) == ((3, 3), (1, 1))
     assert isinstance(small.maxpool, torch.nn.Identity)
+
+
+@pytest.mark.parametrize(("name", "width"), [("small", 16), ("small-32", 32), ("small-64", 64)])
+def test_small_networks_differ_in_width(name, width):
+    model = networks.build(name, 10, 3, 32)
+    assert (model.conv1.out_channels, model.fc.in_features) == (width, 8 * width)

@@ -12,6 +12,18 @@ from torch_dropblock.compare.settings import settings_of
 NAN, INFINITE, HUGE = float("nan"), float("inf"), 10**400
 
 
+PAIRS, TRIPLES = [[0.0, 0.5], [0.5, 0.25]], [[0.5, 0.25, 1.0]]
+MEASURES = {
+    "occlusion": {"auc": 0.5, "curve": PAIRS},
+    "corruption": {"mean": 0.5, "noise": PAIRS, "blur": PAIRS, "contrast": PAIRS, "jpeg": []},
+    "calibration": {"ece": 0.1, "nll": 2.5, "bins": TRIPLES},
+    "uncertainty": {
+        "passes": 20, "top1": 0.5, "ece": 0.1, "aurc": 0.5, "auroc_errors": NAN, "auroc_others": 0.5, "others": "digits"
+    },
+    "parts": {"share": 0.25},
+}  # fmt: skip
+
+
 def result(**changes):
     return {
         "row": "baseline",
@@ -25,6 +37,7 @@ def result(**changes):
         "seconds": 2.0,
         "curves": {"top1": [[1, 0.5]], "loss": [[1, NAN]], "train_loss": []},
         "images": {"train": 1437, "val": 360, "classes": 10},
+        "measures": MEASURES,
         "processes": 1,
         "machine": {"processor": "P", "threads": 1, "gpu": None},
     } | changes
@@ -83,6 +96,25 @@ WRONG = {
         *({"loss": points} for points in ([[1, None]], [[HUGE, 0.5]])),
     ],
     "images": [None, {}, [], {"train": 1}, *({"train": count, "val": 1, "classes": 1} for count in (0, "1", HUGE))],
+    "measures": [
+        None,
+        [],
+        {"speed": {}},
+        *({name: values} for name in MEASURES for values in (None, {}, [])),
+        *(
+            {name: MEASURES[name] | change}
+            for name, change in (
+                ("occlusion", {"auc": 1.1}),
+                ("occlusion", {"curve": TRIPLES}),
+                ("corruption", {"jpeg": None}),
+                ("calibration", {"nll": "1"}),
+                ("calibration", {"bins": PAIRS}),
+                ("uncertainty", {"passes": 0}),
+                ("uncertainty", {"others": 1}),
+                ("parts", {"share": NAN}),
+            )
+        ),
+    ],
     "processes": [None, 0, 1.5, "2", HUGE],
     "machine": [None, [], "P", {"processor": {}}, {"processor": [[]]}],
 }

@@ -22,6 +22,7 @@ from helpers import studies
 from helpers.studies import Heard, Stops, finish, free_port, results, start, study, wait_for
 from torch_dropblock.compare import data, networks
 from torch_dropblock.compare.image_file import UnreadableImageError
+from torch_dropblock.compare.measures.choice import MEASURES
 from torch_dropblock.compare.rows import Row
 from torch_dropblock.compare.settings import Settings
 
@@ -147,6 +148,67 @@ def test_a_run_whose_training_had_ended_when_it_was_killed(whole, tmp_path, monk
     assert (heard.steps, heard.ended) == (0, [("baseline", 0)])
     assert results(tmp_path)["baseline", 0] == results(whole[0])["baseline", 0]
     assert not (tmp_path / "unfinished").exists()
+
+
+class StopsMeasuring(Heard):
+    def measure_starts(self, row, seed, measure):
+        super().measure_starts(row, seed, measure)
+        if len(self.measured) == 3:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """One row and the baseline with all measures, stopped while the first is measured; what was heard after it."""
+    path = tmp_path_factory.mktemp("measured")
+    with pytest.raises(KeyboardInterrupt):
+        study(path, [NAMES], listener=StopsMeasuring(), measures=MEASURES).run()
+    assert results(path) == {}
+    heard = Heard()
+    study(path, [NAMES], listener=heard, measures=MEASURES).run()
+    return path, heard
+
+
+def test_a_run_that_was_killed_while_it_was_measured_is_not_trained_again(measured, whole):
+    path, heard = measured
+    assert heard.steps == 6  # of the second run
+    assert heard.measured == [(row, 0, name) for row in ("baseline", NAMES) for name in MEASURES]
+    for run, result in results(path).items():
+        measures = result.pop("measures")
+        assert list(measures) == list(MEASURES)
+        assert result == results(whole[0])[run]
+        assert measures["occlusion"]["curve"][0] == [0.0, pytest.approx(result["top1"], abs=1e-6)]
+        assert measures["calibration"]["nll"] == pytest.approx(result["loss"], rel=1e-5)
+        assert measures["uncertainty"]["passes"] == (20 if run[0] == NAMES else 1)
+
+
+def test_measures_can_be_added_to_runs_whose_weights_were_saved(measured, whole, tmp_path):
+    path = shutil.copytree(whole[0], tmp_path / "copy")
+    (path / "weights" / "baseline-seed1.pt").unlink()
+    heard = Heard()
+    first = study(path, [NAMES], 2, heard, measures=["parts"])
+    assert [(row.name, seed) for row, seed in first.unfinished] == [ALL[0], ALL[1], ALL[3]]
+    first.run()
+    more = study(path, [NAMES], 2, heard, measures=list(MEASURES))
+    more.run()
+    assert (heard.started, more.unfinished) == ([], [])
+    assert list(results(path)) == ALL
+    assert "measures" not in results(path)["baseline", 1]
+    for run, result in results(measured[0]).items():
+        assert results(path)[run] == result
+    assert len(heard.measured) == 3 * len(MEASURES)
+
+
+@pytest.mark.parametrize("content", [b"", "of another network"])
+def test_damaged_weights_are_named(whole, tmp_path, content):
+    path = shutil.copytree(whole[0], tmp_path / "copy")
+    file = path / "weights" / "baseline-seed0.pt"
+    if content:
+        torch.save(networks.build("resnet18", 10, 1, 8).state_dict(), file)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match="baseline-seed0.pt is damaged, or of another network; without it the run is"):
+        study(path, measures=["parts"]).run()
 
 
 def test_other_images_than_those_of_the_runs_there_are_refused(tmp_path):

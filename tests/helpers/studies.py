@@ -29,13 +29,16 @@ class Heard:
     """A listener that records its calls."""
 
     def __init__(self):
-        self.started, self.ended, self.others, self.steps = [], [], [], 0
+        self.started, self.ended, self.others, self.measured, self.steps = [], [], [], [], 0
 
     def run_starts(self, row, seed, steps_done):
         self.started.append((row.name, seed, steps_done))
 
     def run_is_others(self, row, seed):
         self.others.append((row.name, seed))
+
+    def measure_starts(self, row, seed, measure):
+        self.measured.append((row.name, seed, measure))
 
     def step_done(self):
         self.steps += 1
@@ -64,14 +67,14 @@ def source(wanted):
     return data.load(wanted, Path())
 
 
-def study(path, names=("baseline",), seeds=1, listener=None, save_weights=False, workers=0, **changes):
+def study(path, names=("baseline",), seeds=1, listener=None, save_weights=False, workers=0, measures=(), **changes):
     wanted = settings(**changes)
     return Study(
         wanted,
         rows.parsed(names, wanted),
         range(seeds),
         source(wanted),
-        Records(path, wanted),
+        Records(path, wanted, measures),
         listener or Heard(),
         Machine("cpu", workers=workers),
         save_weights=save_weights,

@@ -16,6 +16,7 @@ from rich.text import Text
 from .terminal import new_console, one_thread, print_path, print_table
 
 if TYPE_CHECKING:
+    from ..compare.measure_report import Table
     from ..compare.report import Line
 
 ROWS = (
@@ -24,6 +25,11 @@ ROWS = (
     "block_size and rate of dropblock, area of cutout, amount of label-smoothing."
 )
 
+
+MEASURES = (
+    "What else is measured of each trained network: occlusion, corruption, calibration, uncertainty and parts, joined "
+    "by commas, or all."
+)
 
 # width of a row's name without and with top-5; the paper's rows then fit into 80 columns
 NAME_WIDTHS = (16, 12)
@@ -54,12 +60,16 @@ def compare(
         ),
     ] = None,
     seeds: Annotated[int, _in(WHAT, metavar="N", help="Runs of each row, with seeds 0 to N - 1.")] = 3,
+    measure: Annotated[
+        str | None,
+        _in(WHAT, "--measure", "-m", metavar="M,M,…", help=MEASURES, show_default="accuracy only"),
+    ] = None,
     model: Annotated[
         str | None,
         _in(
             WHAT,
             metavar="M",
-            help="small, or a classification ResNet of torchvision, such as resnet18.",
+            help="small, small-32, small-64, or a classification ResNet of torchvision, such as resnet18.",
             show_default="small; resnet50 for folders",
         ),
     ] = None,
@@ -163,8 +173,9 @@ def compare(
     [cyan]torch-dropblock compare --rows dropblock,dropblock:block_size=2,dropblock:curve=constant --out study[/]
     """
     from ..compare import data as images
-    from ..compare import distributed, networks, report, study
+    from ..compare import distributed, measure_report, networks, report, study
     from ..compare.image_file import UnreadableImageError
+    from ..compare.measures.choice import chosen as measures_chosen
     from ..compare.progress import StudyProgress
     from ..compare.records import Records
     from ..compare.rows import TABLE_1, parsed
@@ -190,13 +201,14 @@ def compare(
         image_size=image_size,
         validate_every=validate_every,
     )
+    measures = measures_chosen(measure)
     chosen = parsed(TABLE_1 if rows is None else rows.split(","), settings)
     networks.checked(settings.model)
     per_node, nodes_there = distributed.launched_with()
     devices, nodes = per_node if devices is None else devices, nodes_there if nodes is None else nodes
     machine = distributed.Machine(accelerator, devices, nodes, workers)
     source = images.load(settings, data_dir, download)
-    records = Records(out, settings)
+    records = Records(out, settings, measures)
     console = new_console()
     stop = distributed.Stop()
     is_first = machine.processes == 1 or distributed.is_first_process()
@@ -226,12 +238,18 @@ def compare(
     if unfinished:
         what_now = "the same command resumes them" if stopped else "another command trains them"
         console.print(f"{unfinished} of {len(work.runs)} runs are not finished: {what_now}.")
+    lacking = [f"{result['row']} with seed {result['seed']}" for result in results if records.missing(result)]
+    if lacking:
+        console.print(f"Not measured, since --save-weights did not keep the weights: {', '.join(lacking)}.")
     if results:
         lines, title = report.lines_of(results, asked), report.title_of(settings)
         about = report.about(settings, len(source.train), len(source.val), results)  # type: ignore[arg-type]
+        tables = measure_report.tables(results, asked)
         _print_table(console, lines, title)
-        print_path(console, records.write("table.md", report.markdown(lines, about)))
-        for name, picture in report.draw(results, asked, title).items():
+        for table in tables:
+            _print_measure(console, table)
+        print_path(console, records.write("table.md", "\n".join([report.markdown(lines, about), *map(str, tables)])))
+        for name, picture in (report.draw(results, asked, title) | measure_report.draw(results, asked, title)).items():
             print_path(console, records.write(name, picture))
     raise typer.Exit(code)
 
@@ -248,3 +266,12 @@ def _print_table(console: Console, lines: list[Line], title: str) -> None:
     header = [name.replace("/", " / ") for name in report.header(lines)]  # lets the header wrap in a narrow terminal
     print_table(console, header, rows)
     console.print(report.NOTE + "\n")
+
+
+def _print_measure(console: Console, table: Table) -> None:
+    from ..compare import report
+
+    console.print(Text(table.title, style="bold"))
+    rows = [[report.wrapped(name, NAME_WIDTHS[0]), *values] for name, *values in table.rows]
+    print_table(console, table.header, rows)
+    console.print(table.note + "\n")

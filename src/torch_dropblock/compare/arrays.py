@@ -13,7 +13,8 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from .source import HELD_OUT, Arrays, Source, split
+from .batches import Arrays
+from .source import HELD_OUT, Source, split
 
 NAMES = ("digits", "fashion-mnist", "cifar10")
 
@@ -21,13 +22,13 @@ NAMES = ("digits", "fashion-mnist", "cifar10")
 def arrays(name: str, data_dir: Path, download: bool) -> tuple[Source, list[int]]:
     if name == "digits":
         (train, labels), (val, val_labels) = _digits()
-        policy, flip = v2.AutoAugmentPolicy.SVHN, []  # a mirrored digit is no longer the same digit
+        policy, mirror = v2.AutoAugmentPolicy.SVHN, False  # a mirrored digit is no longer the same digit
     elif name == "fashion-mnist":
         (train, labels), (val, val_labels) = (_fashion_mnist(data_dir, part, download) for part in (True, False))
-        policy, flip = v2.AutoAugmentPolicy.CIFAR10, [v2.RandomHorizontalFlip()]
+        policy, mirror = v2.AutoAugmentPolicy.CIFAR10, True
     else:
         (train, labels), (val, val_labels) = (_cifar10(data_dir, part, download) for part in (True, False))
-        policy, flip = v2.AutoAugmentPolicy.CIFAR10, [v2.RandomHorizontalFlip()]
+        policy, mirror = v2.AutoAugmentPolicy.CIFAR10, True
     side = train.shape[-1]
     pixels = train.float().div_(255)
     source = Source(
@@ -38,26 +39,12 @@ def arrays(name: str, data_dir: Path, download: bool) -> tuple[Source, list[int]
         side=side,
         mean=tuple(pixels.mean((0, 2, 3)).tolist()),
         std=tuple(pixels.std((0, 2, 3)).tolist()),
-        place=(RandomShift(side // 8), *flip),
-        place_val=(),
         policy=policy,
+        shift=side // 8,
+        mirror=mirror,
+        are_digits=name == "digits",
     )
     return source, labels.tolist()
-
-
-class RandomShift:
-    """Equivalent of `v2.RandomCrop` at the image's own size with padding: the same images in a quarter of the time."""
-
-    def __init__(self, padding: int) -> None:
-        self.padding = padding
-
-    def __call__(self, image: Tensor) -> Tensor:
-        channels, height, width = image.shape
-        padding = self.padding
-        top, left = torch.randint(0, 2 * padding + 1, (2,)).tolist()
-        padded = image.new_zeros((channels, height + 2 * padding, width + 2 * padding))
-        padded[:, padding : padding + height, padding : padding + width] = image
-        return padded[:, top : top + height, left : left + width]
 
 
 Part = tuple[Tensor, Tensor]

@@ -1,4 +1,4 @@
-"""Checkpoints of unfinished runs: written atomically, and checked before use."""
+"""Checkpoints of unfinished runs and weights of finished ones: written atomically, and checked before use."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import nn
 
 from .records import save
 from .training import Run
@@ -46,3 +47,11 @@ def check(file: Path, run: Run) -> None:
         whole = False
     if not whole:
         raise ValueError(f"{file} is damaged, or of other images; without it the run starts again")
+
+
+def load_weights(network: nn.Module, file: Path) -> None:
+    """Load saved weights; raise ValueError if the file is damaged or of another network."""
+    try:
+        network.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
+    except Exception as error:
+        raise ValueError(f"{file} is damaged, or of another network; without it the run is not measured") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch.utils.data import Subset
 
 from .arrays import NAMES, arrays
+from .batches import Arrays
 from .folders import folder
 from .settings import Settings
 from .source import Source, split
@@ -38,4 +39,6 @@ def load(settings: Settings, data_dir: Path, download: bool = False) -> Source:
     if settings.limit_train == len(labels):
         return source
     part, _ = split(labels, settings.limit_train, f"--limit-train {settings.limit_train}")
+    if isinstance(source.train, Arrays):
+        return replace(source, train=Arrays(source.train.images[part], source.train.labels[part]))
     return replace(source, train=Subset(source.train, part))

@@ -10,6 +10,8 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock
 
 SMALL = "small"
+# channels of the first group
+WIDTHS = {SMALL: 16, "small-32": 32, "small-64": 64}
 # largest side of a small image, which the stem of an ImageNet network would shrink too much
 SMALL_IMAGE = 64
 
@@ -60,7 +62,7 @@ def _group(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
 
 def names() -> list[str]:
     builders = {name: models.get_model_builder(name) for name in models.list_models(module=models)}
-    return [SMALL, *(name for name, builder in builders.items() if builder.__module__ == models.resnet.__name__)]
+    return [*WIDTHS, *(name for name, builder in builders.items() if builder.__module__ == models.resnet.__name__)]
 
 
 def checked(name: str) -> str:
@@ -77,8 +79,8 @@ def build(name: str, classes: int, channels: int, side: int) -> nn.Module:
     Raises:
         ValueError: there is no such network.
     """
-    if checked(name) == SMALL:
-        return SmallResNet(classes, channels)
+    if checked(name) in WIDTHS:
+        return SmallResNet(classes, channels, WIDTHS[name])
     model: nn.Module = models.get_model(name, weights=None, num_classes=classes)
     if side <= SMALL_IMAGE:
         model.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
@@ -90,5 +92,5 @@ def build(name: str, classes: int, channels: int, side: int) -> nn.Module:
 
 def side_of_last_map(name: str, side: int) -> int:
     """Return the side of the maps of group 4 for images of this side."""
-    reduction = 4 if name == SMALL else 8 if side <= SMALL_IMAGE else 32
+    reduction = 4 if name in WIDTHS else 8 if side <= SMALL_IMAGE else 32
     return max(1, -(-side // reduction))

@@ -58,12 +58,12 @@ class StudyProgress:
             self.progress.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def run_starts(self, row: Row, seed: int, steps_done: int) -> None:
-        number = f"{min(self._number + 1, self._runs)}/{self._runs}"
-        name, numbers = Text(row.name), f" {number} , seed {seed}"
-        name.truncate(max(10, self.progress.console.width - NUMBERS_WIDTH - len(numbers)), overflow="ellipsis")
-        self.progress.update(self.task, description=f"{number} {name.plain}, seed {seed}")
+        self._describe(row, f", seed {seed}")
         self._done = steps_done
         self._leave_out(steps_done)
+
+    def measure_starts(self, row: Row, seed: int, measure: str) -> None:
+        self._describe(row, f", seed {seed}: {measure}")
 
     def step_done(self) -> None:
         self._done += 1
@@ -81,6 +81,13 @@ class StudyProgress:
             name = f"{result['row']}, seed {result['seed']}"
             text = f"{name}: top-1 {100 * result['top1']:.2f} % in {result['seconds']:.0f} s"
             self.progress.console.print(text, highlight=False, soft_wrap=True)
+
+    def _describe(self, row: Row, what: str) -> None:
+        number = f"{min(self._number + 1, self._runs)}/{self._runs} "
+        name = Text(row.name)
+        room = self.progress.console.width - NUMBERS_WIDTH - len(number + what)
+        name.truncate(max(10, room), overflow="ellipsis")
+        self.progress.update(self.task, description=number + name.plain + what)
 
     def _leave_out(self, steps: int) -> None:
         """Subtract steps that will not run from the total; counting them as done would distort the estimated time."""

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from hashlib import sha256
@@ -33,14 +33,16 @@ class Records:
     Args:
         path: the directory; created if it does not exist.
         settings: settings of all runs in it.
+        measures: what is measured of each trained network. A run is finished when its line has them, or cannot get
+            them because its weights were not saved.
 
     Raises:
         ValueError: the directory holds a study with other settings, or damaged files.
         OSError: the directory cannot be read or written.
     """
 
-    def __init__(self, path: Path, settings: Settings) -> None:
-        self.path, self.settings = path, settings
+    def __init__(self, path: Path, settings: Settings, measures: Sequence[str] = ()) -> None:
+        self.path, self.settings, self.measures = path, settings, measures
         (path / LOCKS).mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(path / LOCKS / "results.lock")
         with self._lock:
@@ -68,15 +70,24 @@ class Records:
         file = self.path / RESULTS
         return read_results(file) if file.exists() else {}
 
+    def result(self, row: Row, seed: int) -> Result | None:
+        """Return the result of a run that was trained."""
+        _, result = self._lines().get((row.name, seed), ("", None))
+        return result
+
     def finished(self, row: Row, seed: int) -> bool:
-        return (row.name, seed) in self._lines()
+        result = self.result(row, seed)
+        return result is not None and not (self.missing(result) and self.weights_of(row, seed).exists())
+
+    def missing(self, result: Result) -> list[str]:
+        """Return the wanted measures that a result lacks."""
+        return [name for name in self.measures if name not in result.get("measures", {})]
 
     def add(self, result: Result) -> None:
         with self._lock:
-            known = self._lines()
-            known.pop((result["row"], result["seed"]), None)
-            lines = [*(line for line, _ in known.values()), json.dumps(result)]
-            replace(self.path / RESULTS, "\n".join(lines) + "\n")
+            lines = {run: line for run, (line, _) in self._lines().items()}
+            lines[result["row"], result["seed"]] = json.dumps(result)
+            replace(self.path / RESULTS, "\n".join(lines.values()) + "\n")
 
     @contextmanager
     def claimed(self, row: Row, seed: int, patience: float = 0.0) -> Iterator[bool]:
@@ -114,9 +125,12 @@ class Records:
             return replace(self.path / name, content)
 
     def save_weights(self, row: Row, seed: int, state_dict: dict[str, Any]) -> None:
-        file = self.path / WEIGHTS / f"{_name_of(row.name, seed)}.pt"
+        file = self.weights_of(row, seed)
         file.parent.mkdir(exist_ok=True)
         save(state_dict, file)
+
+    def weights_of(self, row: Row, seed: int) -> Path:
+        return self.path / WEIGHTS / f"{_name_of(row.name, seed)}.pt"
 
     def folder_of(self, row: Row, seed: int) -> Path:
         """Return the folder of an unfinished run's checkpoint."""

@@ -51,6 +51,25 @@ def _are_counts(value: object) -> bool:
     return isinstance(value, dict) and all(_is_whole(value.get(name), 1) for name in names)
 
 
+def _are_points(value: object, size: int) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(point, list) and len(point) == size and all(map(_is_number, point)) for point in value
+    )
+
+
+def _is_pairs(value: object) -> bool:
+    return _are_points(value, 2)
+
+
+def _are_measures(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        name in MEASURED
+        and isinstance(numbers, dict)
+        and all(key in numbers and holds(numbers[key]) for key, holds in MEASURED[name].items())
+        for name, numbers in value.items()
+    )
+
+
 def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, (str, int, float))
 
@@ -58,6 +77,19 @@ def _is_plain(value: object) -> bool:
 SHARE = Rule("a number in [0, 1]", _is_share)
 NUMBER = Rule("a number", _is_number)
 TIME = Rule("a number above 0", lambda value: _is_number(value) and 0 < value < 1e15)
+# content of each measure; an area under a curve is NaN if there are no two groups to tell apart
+MEASURED: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "occlusion": {"auc": _is_share, "curve": _is_pairs},
+    "corruption": {"mean": _is_share, **dict.fromkeys(("noise", "blur", "contrast", "jpeg"), _is_pairs)},
+    "calibration": {"ece": _is_share, "nll": _is_number, "bins": lambda value: _are_points(value, 3)},
+    "uncertainty": {
+        "passes": lambda value: _is_whole(value, 1),
+        **dict.fromkeys(("top1", "ece", "aurc"), _is_share),
+        **dict.fromkeys(("auroc_errors", "auroc_others"), _is_number),
+        "others": lambda value: isinstance(value, str),
+    },
+    "parts": {"share": _is_share},
+}
 NEEDED = {
     "row": Rule("the name of a row", lambda value: isinstance(value, str) and value.isprintable()),
     "seed": Rule("a whole number of at least 0", lambda value: _is_whole(value, 0)),
@@ -76,6 +108,7 @@ OPTIONAL = {
     "loss": NUMBER,
     "train_loss": NUMBER,
     "images": Rule("counts of train, val and classes, each at least 1", _are_counts),
+    "measures": Rule("the numbers of known measures", _are_measures),
     "processes": Rule("a whole number of at least 1", lambda value: _is_whole(value, 1)),
 }
 
@@ -102,7 +135,7 @@ def _result(where: str, line: str) -> Result:
             continue
         value = result.get(name)
         if not rule.holds(value):
-            got = reprlib.repr(value) if name in result else "nothing"
+            got = reprlib.repr(value)[:80] if name in result else "nothing"
             raise ValueError(
                 f"{where}: {name} must be {rule.wanted}, got {got}; without the line the run is trained again"
             )

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from .batches import Augmentation
 from .rows import Row
 
 HELD_OUT = 0.2
@@ -34,9 +35,12 @@ class Source:
         side: side of an image as the network sees it.
         mean: mean of each channel, in [0, 1].
         std: standard deviation of each channel, on the same scale.
-        place: random transforms that bring a training image to `side`.
-        place_val: transforms that bring a validation image to `side`.
         policy: AutoAugment's policy.
+        shift: largest shift of a training image in memory, in pixels.
+        mirror: mirror half of the training images in memory.
+        are_digits: the images are scikit-learn's digits.
+        place: random transforms that bring a training image from a file to `side`.
+        place_val: transforms that bring a validation image from a file to `side`.
         files: paths of all images, if they are files.
         notes: lines for the user about what was found and what was left out.
     """
@@ -48,9 +52,12 @@ class Source:
     side: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    place: tuple[Any, ...]
-    place_val: tuple[Any, ...]
     policy: v2.AutoAugmentPolicy
+    shift: int = 0
+    mirror: bool = False
+    are_digits: bool = False
+    place: tuple[Any, ...] = ()
+    place_val: tuple[Any, ...] = ()
     files: Sequence[str] = ()
     notes: Sequence[str] = ()
 
@@ -58,33 +65,37 @@ class Source:
     def counts(self) -> dict[str, int]:
         return {"train": len(self.train), "val": len(self.val), "classes": self.classes}  # type: ignore[arg-type]
 
-    def train_of(self, row: Row) -> Transformed:
-        """Return the training images with the augmentation of a row.
+    def augmentation_of(self, row: Row) -> Augmentation:
+        """Return the augmentation of a row for images in memory.
 
         Raises:
             ValueError: the row would blank no pixel of such images, or all of them.
         """
+        blank = round(self.side * math.sqrt(row.cutout))
+        if row.cutout and not 0 < blank < self.side:
+            raise ValueError(
+                f"row {row.name!r}: area {row.cutout:g} of {self.side}×{self.side} pixels is a square of side "
+                f"{blank}; it must have at least 1 and less than {self.side}"
+            )
+        policy = self.policy if row.autoaugment else None
+        return Augmentation(self.shift, self.mirror, policy, blank, tuple(self.mean_byte))
+
+    def train_of(self, row: Row) -> Transformed:
+        """Return the training images of files with the augmentation of a row."""
         steps = [*self.place]
         if row.autoaugment:
-            steps.append(v2.AutoAugment(self.policy, fill=self._mean_byte))
+            steps.append(v2.AutoAugment(self.policy, fill=self.mean_byte))
         steps.append(v2.PILToTensor())
         if row.cutout:
-            blank = round(self.side * math.sqrt(row.cutout))
-            if not 0 < blank < self.side:  # RandomErasing would silently do nothing
-                raise ValueError(
-                    f"row {row.name!r}: area {row.cutout:g} of {self.side}×{self.side} pixels is a square of side "
-                    f"{blank}; it must have at least 1 and less than {self.side}"
-                )
-            # the mean of all images becomes zero after normalisation
-            erase = v2.RandomErasing(1.0, (row.cutout, row.cutout), (1.0, 1.0), self._mean_byte)
-            steps.append(erase)
+            steps.append(v2.RandomErasing(1.0, (row.cutout, row.cutout), (1.0, 1.0), self.mean_byte))
         return Transformed(self.train, v2.Compose(steps))
 
     def val_as_is(self) -> Transformed:
         return Transformed(self.val, v2.Compose([*self.place_val, v2.PILToTensor()]))
 
     @property
-    def _mean_byte(self) -> list[int]:
+    def mean_byte(self) -> list[int]:
+        """Mean colour of all images, which becomes zero after normalisation."""
         return [round(255 * mean) for mean in self.mean]
 
 
@@ -98,19 +109,6 @@ class Transformed(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.images[index]
         return self.transform(image), int(label)
-
-
-class Arrays(Dataset[tuple[Tensor, int]]):
-    """Images in memory: uint8, shape (N, C, H, W)."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.labels[index])
 
 
 def split(labels: Sequence[int], first: int | float, purpose: str) -> tuple[list[int], list[int]]:

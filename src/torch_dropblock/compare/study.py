@@ -20,9 +20,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import distributed
 
 from ..bench.measure import machine
-from .checkpoints import WholeCheckpoints, check
+from .checkpoints import WholeCheckpoints, check, load_weights
 from .distributed import Children, Machine, is_first_process, leave_group, without_signals
 from .image_file import UnreadableImageError, unreadable
+from .measures.choice import MEASURES
+from .measures.images import Images, images_of
+from .measures.trained import Trained
 from .records import Records
 from .result_lines import Result
 from .rows import Row
@@ -52,6 +55,8 @@ class Listener(Protocol):
     def run_is_others(self, row: Row, seed: int) -> None:
         """Note a run that another command trains or has finished."""
 
+    def measure_starts(self, row: Row, seed: int, measure: str) -> None: ...
+
     def step_done(self) -> None: ...
 
     def run_ends(self, result: Result) -> None: ...
@@ -69,7 +74,9 @@ class Study:
         records: the directory.
         machine: hardware to train on.
         listener: receiver of the progress.
-        save_weights: keep the weights of each finished run, in the folder `weights`.
+        save_weights: keep the weights of each trained run, in the folder `weights`.
+
+    What is measured of each trained network is an attribute of the records.
     """
 
     settings: Settings
@@ -81,6 +88,7 @@ class Study:
     machine: Machine = field(default_factory=Machine)
     save_weights: bool = False
     _children: Children = field(default_factory=Children, init=False, repr=False)
+    _images: Images | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         batch, processes = self.settings.batch_size, self.machine.processes
@@ -90,7 +98,7 @@ class Study:
             images = len(self.source.train)  # type: ignore[arg-type]
             raise ValueError(f"--batch-size must be at most the {images} images to train on, got {batch}")
         for row in self.rows:
-            self.source.train_of(row)
+            self.source.augmentation_of(row)
         for result in self.records.results():
             if result.get("images", self.source.counts) != self.source.counts:
                 raise ValueError(
@@ -104,8 +112,7 @@ class Study:
 
     @property
     def unfinished(self) -> list[tuple[Row, int]]:
-        finished = {(result["row"], result["seed"]) for result in self.records.results()}
-        return [(row, seed) for row, seed in self.runs if (row.name, seed) not in finished]
+        return [run for run in self.runs if not self.records.finished(*run)]
 
     @property
     def steps_of_a_run(self) -> int:
@@ -158,13 +165,28 @@ class Study:
             yield mine
 
     def _run(self, row: Row, seed: int) -> None:
+        """Train a network and measure it, or measure one whose weights were saved."""
         run = Run(self.settings, row, seed, self.source, self.machine.workers)
         folder = self.records.folder_of(row, seed)
         checkpoint = folder / f"{CHECKPOINT}.ckpt"
         known = checkpoint if checkpoint.exists() else None
+        trainer = self._trainer(folder, _Told(self.listener, row, seed, resumes=known is not None))
+        result = self.records.result(row, seed)
+        if result is None:
+            self._train(run, trainer, known)
+            result = self._result(run, trainer)
+            if is_first_process() and self.save_weights:
+                self.records.save_weights(row, seed, run.network.state_dict())
+        elif is_first_process():
+            load_weights(run.network, self.records.weights_of(row, seed))
+        if is_first_process():
+            measures = result.get("measures", {}) | self._measures(run, trainer, self.records.missing(result))
+            self.records.add(result | ({"measures": measures} if measures else {}))
+        self.listener.run_ends(result)
+
+    def _train(self, run: Run, trainer: Trainer, known: Path | None) -> None:
         if known:
             check(known, run)
-        trainer = self._trainer(folder, _Told(self.listener, row, seed, resumes=known is not None))
         try:
             trainer.fit(run, ckpt_path=known, weights_only=True)
         except SystemExit:  # Lightning raises it on an interrupt
@@ -176,12 +198,21 @@ class Study:
             raise unreadable(self.source.files) or first from None  # all at once, not one per run
         finally:
             self._children.of(trainer)
-        result = self._result(run, trainer)
-        if trainer.is_global_zero:
-            if self.save_weights:
-                self.records.save_weights(row, seed, run.network.state_dict())
-            self.records.add(result)
-        self.listener.run_ends(result)
+
+    def _measures(self, run: Run, trainer: Trainer, names: Sequence[str]) -> dict[str, Any]:
+        """Measure a trained network in the precision of its training."""
+        if not names:
+            return {}
+        device, precision = trainer.strategy.root_device, trainer.precision_plugin
+        self._images = self._images or images_of(self.source, device, self.machine.workers)
+        network = precision.convert_module(run).to(device).eval()
+        drops = run.row.noise is not None and run.row.noise.keep_prob < 1.0
+        trained = Trained(network, self._images, drops, run.seed, precision.forward_context)
+        measures = {}
+        for name in names:
+            self.listener.measure_starts(run.row, run.seed, name)
+            measures[name] = MEASURES[name](trained)
+        return measures
 
     def _trainer(self, folder: Path, told: Callback) -> Trainer:
         last = ModelCheckpoint(

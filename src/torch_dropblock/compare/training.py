@@ -21,12 +21,11 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ..networks.schedule import KeepProbSchedule
 from . import networks, regularisers
+from .batches import PADDING, Arrays, Batches
 from .rows import Row
 from .settings import MILESTONES, WARMUP, Settings
 from .source import Source
 
-# label of the image that fills the shard of a rank with one image less; metrics ignore it
-PADDING = -1
 # with fewer classes, top-5 accuracy says little
 CLASSES_FOR_TOP5 = 20
 
@@ -171,30 +170,46 @@ class Run(LightningModule):
 
     # --- images ------------------------------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> DataLoader[Any] | Batches:
         """Build the loader of an epoch, and seed PyTorch's generator for it from the numbers hashed here."""
-        epoch, trainer = self.trainer.current_epoch, self.trainer
-        images = self.source.train_of(self.row)
+        trainer, images = self.trainer, self.source.train
         order: DistributedSampler[Any] = DistributedSampler(
             images, trainer.world_size, trainer.global_rank, seed=self.seed
         )
-        order.set_epoch(epoch)
-        number = hashed(self.seed, epoch, trainer.global_rank)
+        order.set_epoch(trainer.current_epoch)
+        number = hashed(self.seed, trainer.current_epoch, trainer.global_rank)
         torch.manual_seed(number)
-        return self._loader(images, sampler=order, drop_last=True, worker_init_fn=partial(_seed_worker, number))
+        if isinstance(images, Arrays):
+            indices = torch.tensor(list(order))
+            whole = indices[: len(indices) // self._batch_size * self._batch_size]
+            return Batches(images, whole, self._batch_size, self._root_device, self.source.augmentation_of(self.row))
+        return self._loader(
+            self.source.train_of(self.row), sampler=order, drop_last=True, worker_init_fn=partial(_seed_worker, number)
+        )
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        images = self.source.val_as_is()
-        shard = Shard(images, self.trainer.global_rank, self.trainer.world_size)
-        return self._loader(shard)
+    def val_dataloader(self) -> DataLoader[Any] | Batches:
+        images, rank, world = self.source.val, self.trainer.global_rank, self.trainer.world_size
+        if isinstance(images, Arrays):
+            indices = torch.arange(math.ceil(len(images) / world)) * world + rank
+            order = torch.where(indices < len(images), indices, PADDING)
+            return Batches(images, order, self._batch_size, self._root_device)
+        return self._loader(Shard(self.source.val_as_is(), rank, world))
+
+    @property
+    def _batch_size(self) -> int:
+        return self.settings.batch_size // self.trainer.world_size
+
+    @property
+    def _root_device(self) -> torch.device:
+        device: torch.device = self.trainer.strategy.root_device
+        return device
 
     def _loader(self, images: Dataset[Any], **options: Any) -> DataLoader[Any]:
-        on_gpu = self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(
             images,
-            self.settings.batch_size // self.trainer.world_size,
+            self._batch_size,
             num_workers=self.workers,
-            pin_memory=on_gpu,
+            pin_memory=self._root_device.type == "cuda",
             # each iterator draws a seed for its workers, and Lightning makes more iterators than epochs
             generator=torch.Generator(),
             **options,
