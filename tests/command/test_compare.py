@@ -39,7 +39,7 @@ def test_without_a_word_it_is_the_papers_table_on_digits_with_three_seeds(made, 
     monkeypatch.chdir(tmp_path)
     assert call("compare")[0] == 0
     (work,) = made
-    assert work.settings == Settings(data="digits", model="small", epochs=10, batch_size=64)
+    assert work.settings == Settings(data="digits", model="small", epochs=5, batch_size=64)
     assert tuple(row.name for row in work.rows) == TABLE_1
     assert list(work.seeds) == [0, 1, 2]
     assert work.machine == studies.Machine()
@@ -80,8 +80,9 @@ def test_all_options_arrive(made, tmp_path):
     where = {"accelerator": "cpu", "devices": 2, "nodes": 5, "workers": 3}
     options = recipe | where | {"out": tmp_path, "rows": "cutout,droppath", "seeds": 2}
     words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
-    assert call("compare", *words, "--save-weights")[0] == 0
+    assert call("compare", *words, "--save-weights", "--measure", "parts,occlusion")[0] == 0
     (work,) = made
+    assert work.records.measures == ["parts", "occlusion"]
     assert vars(work.settings) == recipe
     assert vars(work.machine) == where
     assert [row.name for row in work.rows] == ["baseline", "cutout", "droppath"]
@@ -113,6 +114,10 @@ def test_torchruns_processes_are_used(made, tmp_path, monkeypatch):
         (("--block-size", 0), "--block-size must be an int of at least 1, got 0"),
         (("--rate", "some"), "--rate must be one of exact, paper, got 'some'"),
         (("--curve", "sine"), "--curve must be one of linear, cosine, constant, step, got 'sine'"),
+        (
+            ("--measure", "speed"),
+            "--measure must be all, or some of occlusion, corruption, calibration, uncertainty, p",
+        ),
         (("--preset", "slow"), "--preset must be one of quick, standard, paper, got 'slow'"),
         (("--precision", "fp8"), "--precision must be one of 32-true, bf16-mixed, 16-mixed, 64-true, got 'fp8'"),
         (("--decay", "linear"), "--decay must be one of cosine, steps, got 'linear'"),
@@ -252,6 +257,25 @@ def test_the_table_has_what_is_asked_for(finished):
     words[words.index("--seeds") + 1] = 1
     out = succeed(*words)
     assert re.search(r"^ spatial-dropout +\d+\.\d\d +[+-]", out, re.MULTILINE)
+
+
+def test_measures_that_need_weights_which_were_not_saved_are_named(finished):
+    _, words, (_, out, _) = finished
+    code, more, err = call(*words, "--measure", "parts")
+    assert (code, err) == (0, "")
+    assert more.startswith("Not measured, since --save-weights did not keep the weights: baseline with seed")
+    assert more.endswith(out)
+
+
+def test_measures_have_tables_and_plots(tmp_path):
+    words = studies.arguments(tmp_path, "dropout", epochs=1, limit_train=50)
+    code, out, _ = call(*words, "--measure", "occlusion,calibration")
+    assert code == 0
+    assert re.search(r"^occlusion$[^A-Z]*^ dropout +\d+\.\d\d +[+-]\d+\.\d\d +1$", out, re.MULTILINE)
+    assert re.search(r"^calibration$[^A-Z]*ECE, % +− baseline +NLL +− baseline +seeds$", out, re.MULTILINE)
+    assert out.endswith(f"{tmp_path}/occlusion.png\n{tmp_path}/reliability.png\n")
+    assert "**calibration**" in (tmp_path / "table.md").read_text()
+    assert succeed(*words) == out  # what was measured is shown, wanted or not
 
 
 def test_another_recipe_is_refused_and_named(finished):

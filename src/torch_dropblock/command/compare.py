@@ -117,7 +117,7 @@ def compare(
         _in(
             RECIPE,
             metavar="P",
-            help="quick: 10 epochs, batches of 64. standard: 30 of 128. paper: the paper's recipe for ImageNet, "
+            help="quick: 5 epochs, batches of 64. standard: 30 of 128. paper: the paper's recipe for ImageNet, "
             "ResNet-50 and 270 epochs of 1024. The options below change it.",
             show_default="quick for digits, else standard",
         ),

@@ -96,7 +96,7 @@ class Settings:
 
 PRESETS: dict[str, dict[str, Any]] = {
     # a table in minutes on a laptop
-    "quick": {"epochs": 10, "batch_size": 64},
+    "quick": {"epochs": 5, "batch_size": 64},
     # small images, long enough to overfit
     "standard": {"epochs": 30, "batch_size": 128},
     # section 4.1 of the paper, and its code: ImageNet with ResNet-50
