@@ -237,19 +237,6 @@ def test_names_that_gained_or_lost_adapters(before, after):
     assert resumed.steps == 10
 
 
-def test_the_longest_name_is_the_one():
-    def build(keep_probs):
-        model = named(a=named(b=DropBlock2d(3)), b=DropBlock2d(3))
-        model.a.b.keep_prob, model.b.keep_prob = keep_probs
-        return model
-
-    schedule = KeepProbSchedule(build((0.6, 0.7)), 10)
-    model = build((0.6, 0.7))
-    model.a, model.b = Adapter(model.a), Adapter(model.b)
-    KeepProbSchedule(model, 10).load_state_dict(schedule.state_dict())
-    assert [site.layer.target_keep_prob for site in sites.find(model).values()] == [0.6, 0.7]
-
-
 def test_a_training_that_ran_past_its_end_goes_on_there():
     schedule = KeepProbSchedule(network(), 4, curve=lambda progress: 1 - (1 - progress) ** 2, start_step=5)
     with pytest.warns(UserWarning, match="more than its total_steps=4"):
@@ -269,12 +256,6 @@ def test_a_step_that_fails_does_not_count():
     with pytest.raises(RuntimeError, match="were lost"):
         schedule.step()
     assert schedule.steps == 1
-
-
-def test_the_state_of_a_bare_layer_has_a_name():
-    state = KeepProbSchedule(DropBlock2d(3), 10).state_dict()
-    with pytest.raises(ValueError, match="only in the state: ''$"):
-        KeepProbSchedule(network(), 10).load_state_dict(state)
 
 
 def test_a_state_of_other_layers_changes_nothing():
@@ -333,19 +314,6 @@ def test_a_state_of_other_keep_probs_warns_and_holds():
     with pytest.warns(UserWarning, match=r"the schedule was built with keep_prob=\{'1': 0.9, '3': 0.2\}"):
         other.load_state_dict(schedule.state_dict())
     assert keep_probs(model) == list(TARGETS.values())
-
-
-def test_names_that_would_be_alike_without_what_wrappers_put_in():
-    def build():
-        model = nn.Sequential(Wrapped("module", nn.Identity()))
-        for name, keep_prob in (("0.module", 0.6), ("0", 0.7)):
-            insert_dropblock(model, name, keep_prob=keep_prob)
-        return model
-
-    schedule = KeepProbSchedule(build(), 10, start_step=10)
-    model = build()
-    KeepProbSchedule(model, 10).load_state_dict(schedule.state_dict())
-    assert keep_probs(model) == [0.7, 0.6]
 
 
 def test_a_curve_that_fails_changes_nothing():
