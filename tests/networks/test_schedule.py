@@ -141,6 +141,60 @@ def test_nothing_but_step_advances_it():
     assert (schedule.state_dict(), keep_probs(model)) == before
 
 
+# --- statistics --------------------------------------------------------------------------------------------------
+
+
+def test_stats_are_what_was_dropped():
+    model = network()
+    outputs = {}
+    for name in TARGETS:
+        model[int(name)].register_forward_hook(lambda layer, args, output, name=name: outputs.update({name: output}))
+    schedule = KeepProbSchedule(model, 10, start_step=5)
+    assert schedule.stats() == pytest.approx({"keep_prob": 0.875, "keep_prob/1": 0.95, "keep_prob/3": 0.8})
+    model(torch.randn(8, 3, 16, 16))
+    zeros = {name: (output == 0).sum().item() for name, output in outputs.items()}
+    stats = schedule.stats()
+    assert all(type(value) is float for value in stats.values())
+    for name, output in outputs.items():
+        assert stats[f"dropped/{name}"] == pytest.approx(zeros[name] / output.numel())
+    units = sum(output.numel() for output in outputs.values())
+    assert stats["dropped"] == pytest.approx(sum(zeros.values()) / units)
+    schedule.step()
+    assert schedule.stats() == stats | {f"keep_prob{n}": schedule.stats()[f"keep_prob{n}"] for n in ("", "/1", "/3")}
+
+
+def test_stats_forget_passes_before_the_last_step():
+    model = network()
+    schedule = KeepProbSchedule(model, 10, start_step=5)
+    model(torch.randn(2, 3, 16, 16))
+    schedule.step()
+    assert "dropped" in schedule.stats()
+    schedule.step()
+    assert "dropped" not in schedule.stats()
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch.*", "ignore:.*:FutureWarning:torch.*")
+def test_stats_of_compiled_layers_are_their_keep_probs():
+    model = network()
+    model(torch.randn(2, 3, 16, 16))
+    schedule = KeepProbSchedule(model, 10, start_step=5)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for _ in range(3):
+        compiled(torch.randn(2, 3, 16, 16)).sum().backward()
+        assert set(schedule.stats()) == {"keep_prob", "keep_prob/1", "keep_prob/3"}
+        schedule.step()
+
+
+def test_stats_of_inserted_layers_and_of_layers_of_a_copy():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    insert_dropblock(model, "0", block_size=3, keep_prob=0.5)
+    schedule = KeepProbSchedule(model, 4, curve="constant")
+    model[0] = copy.deepcopy(model[0])  # as some wrappers do
+    schedule.step()
+    model(torch.ones(4, 3, 16, 16))
+    assert schedule.stats()["dropped/0"] == pytest.approx(0.5, abs=0.15)
+
+
 # --- saving ------------------------------------------------------------------------------------------------------
 
 
