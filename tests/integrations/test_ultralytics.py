@@ -44,7 +44,7 @@ def place(yolo, tmp_path_factory):
             (place / "labels" / split / f"{i}.txt").write_text("0 0.5 0.5 0.4 0.4\n")
     (place / "data.yaml").write_text(f"path: {place}\ntrain: images/train\nval: images/val\nnames: {{0: box}}\n")
     description = yaml_model_load("yolo11n.yaml")
-    description["scales"]["n"] = [0.33, 0.0625, 64]
+    description["scales"]["n"] = [0.33, 0.125, 1024]
     YAML.save(place / "yolo11n-narrow.yaml", {k: v for k, v in description.items() if k not in ("scale", "yaml_file")})
     return place
 

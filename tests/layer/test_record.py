@@ -128,3 +128,33 @@ def test_it_costs_at_most_a_microsecond():
         record.call = call
 
     assert min(timeit.repeat(a_pass, number=10_000, repeat=20)) / 10_000 < 1e-6
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_on_a_gpu_the_host_waits_only_when_it_reads():
+    layer, x = recorded(), torch.ones(4, 8, 16, 16, device="cuda")
+    layer(x)  # compiles the kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        output = layer(x)
+        share = layer.record.dropped()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert share.item() == pytest.approx(share_of_zeros(output))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_each_replay_of_a_cuda_graph_has_its_own_share():
+    layer, x = recorded(), torch.ones(4, 8, 16, 16, device="cuda")
+    layer(x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = layer(x)
+    share, shares = layer.record.dropped, []
+    for _ in range(5):
+        graph.replay()
+        shares.append(share().item())
+        assert shares[-1] == pytest.approx(share_of_zeros(output))
+    assert len(set(shares)) > 1
