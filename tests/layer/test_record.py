@@ -71,6 +71,16 @@ def test_nothing_and_everything():
     assert layer.record.dropped() is None
 
 
+@pytest.mark.parametrize("backend", ["auto", "sparse"])
+def test_everything_by_chance(backend):
+    layer, x = recorded(), torch.ones(1, 1, 3, 3)
+    layer.keep_prob = 0.1
+    with use_backend(backend):
+        for _ in range(20):
+            output = layer(x)
+            assert layer.record.dropped() == share_of_zeros(output)
+
+
 def test_evaluation_is_no_pass():
     layer = recorded()
     layer.eval()(torch.ones(2, 4, 8, 8))

@@ -65,4 +65,6 @@ class Record:
         if self.call.table is None:
             return 1.0
         scale = self.call.scale
+        if isinstance(scale, float):
+            return 1.0 - 1.0 / scale if scale else 1.0  # 0 if chance dropped every unit
         return None if scale is None else 1.0 - 1.0 / scale

@@ -48,10 +48,16 @@ def why_not(input: Tensor, blocks: Blocks) -> str | None:
     return why_not_on(input.device) or launcher().why_not_of(blocks.size)
 
 
-def drop(input: Tensor, output: Tensor, key: Key, blocks: Blocks, table: Tensor, scale: object = None) -> None:
-    """Write the input with blocks zeroed and the rest scaled into `output`; the scale is counted again each time."""
+def drop(input: Tensor, output: Tensor, key: Key, blocks: Blocks, table: Tensor, scale: object = None) -> Tensor:
+    """Write the input with blocks zeroed and the rest scaled into `output`.
+
+    Returns the scale, on the device; it is counted again each time.
+    """
     launch = launcher()
-    launch.apply(input, output, launch.draw(key, blocks, on(input.device, table)))
+    mask = launch.draw(key, blocks, on(input.device, table))
+    launch.apply(input, output, mask)
+    drawn: Tensor = mask.scale
+    return drawn
 
 
 def on(device: torch.device, table: Tensor) -> Tensor:
