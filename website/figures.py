@@ -14,9 +14,9 @@ import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from torch import Tensor
+from torch import Tensor, nn
 
-from torch_dropblock import expected_keep_rate, seed_probability
+from torch_dropblock import KeepProbSchedule, expected_keep_rate, insert_dropblock, seed_probability
 from torch_dropblock.core import reference
 from torch_dropblock.core.checks import Rate
 from torch_dropblock.networks.schedule import CURVES
@@ -152,6 +152,39 @@ def curves() -> Figure:
     return page_of(axes)
 
 
+def training_log(seed: int) -> Figure:
+    """Train a small network for 100 steps on noise, log `KeepProbSchedule.stats()`, and plot the log."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 24 * 24, 4))
+    for name, keep_prob in (("0", 0.9), ("2", 0.8)):
+        insert_dropblock(model, name, block_size=5, keep_prob=keep_prob)
+    schedule, optimizer = KeepProbSchedule(model, total_steps=100), torch.optim.SGD(model.parameters(), 0.01)
+    log = []
+    for _ in range(100):
+        loss = nn.functional.cross_entropy(model(torch.randn(16, 3, 28, 28)), torch.randint(4, (16,)))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        log.append(schedule.stats())
+        schedule.step()
+    left, right = panels(2, 2.7, 2.2)
+    for name, color in (("0", INK), ("2", ACCENT)):
+        left.plot([row[f"keep_prob/{name}"] for row in log], color=color, label=f"keep_prob/{name}")
+        right.plot([row[f"dropped/{name}"] for row in log], color=color, linewidth=0.8, label=f"dropped/{name}")
+        right.plot([1 - row[f"keep_prob/{name}"] for row in log], color=MUTED, linestyle=(0, (3, 2)))
+    left.set(ylim=(0.75, 1.01))
+    for axes, title, what in (
+        (left, "keep_prob", "two layers, of 0.9 and 0.8"),
+        (right, "Really dropped", "in each step; dashed: 1 - keep_prob"),
+    ):
+        axes.set(xlim=(0, 100), xlabel="step")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e3e7ec", linewidth=0.8)
+        axes.legend(frameon=False, loc="lower left" if axes is left else "upper left")
+        caption(axes, title, what)
+    return page_of(left)
+
+
 def pages(seed: int) -> dict[str, Figure]:
     """Draw every figure by file name; call this and save them inside `figures.house_style()`."""
     return Demo(seed).pages() | {
@@ -159,6 +192,7 @@ def pages(seed: int) -> dict[str, Figure]:
         "asked-and-dropped.png": asked_and_dropped(),
         "limits.png": from_dropout_to_whole_planes(),
         "schedule.png": curves(),
+        "training-log.png": training_log(seed),
     }
 
 

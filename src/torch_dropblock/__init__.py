@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .layer.modules import DropBlock2d as DropBlock2d
     from .layer.modules import DropBlock3d as DropBlock3d
     from .networks.conversion import convert_dropblock as convert_dropblock
+    from .networks.insertion import dropblock_layers as dropblock_layers
     from .networks.insertion import insert_dropblock as insert_dropblock
     from .networks.insertion import remove_dropblock as remove_dropblock
     from .networks.monte_carlo import mc_dropblock as mc_dropblock
@@ -36,7 +37,7 @@ else:
         "layer.functional": ("drop_block1d", "drop_block2d", "drop_block3d", "drop_block_mask"),
         "layer.modules": ("DropBlock", "DropBlock1d", "DropBlock2d", "DropBlock3d"),
         "networks.conversion": ("convert_dropblock",),
-        "networks.insertion": ("insert_dropblock", "remove_dropblock"),
+        "networks.insertion": ("dropblock_layers", "insert_dropblock", "remove_dropblock"),
         "networks.monte_carlo": ("mc_dropblock",),
         "networks.resnet": ("insert_dropblock_resnet",),
         "networks.schedule": ("KeepProbSchedule",),

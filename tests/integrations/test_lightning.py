@@ -479,6 +479,24 @@ def test_a_finder_before_a_second_training_does_not_bring_back_the_first(pl, tmp
     assert strengths(net) == [i / 8 for i in range(8)]
 
 
+# --- the log ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_loggers_get_what_was_dropped_as_often_as_the_trainer_logs(pl, tmp_path):
+    logger = pl.loggers.CSVLogger(tmp_path)
+    lines = []
+    logger.log_metrics = lambda metrics, step=None: lines.append((step, metrics))
+    net = network(pl)
+    trainer(pl, tmp_path, DropBlockCallback(), logger=logger, log_every_n_steps=2).fit(net)
+    lines = [(step, metrics) for step, metrics in lines if "dropblock/keep_prob" in metrics]
+    assert [step for step, _ in lines] == [1, 3, 5, 7]
+    for step, metrics in lines:
+        names = {f"dropblock/{kind}{name}" for kind in ("keep_prob", "dropped") for name in ("", "/net.1", "/net.3")}
+        assert metrics.keys() == names
+        assert metrics["dropblock/keep_prob"] == pytest.approx(1 - 0.3 * step / 8)
+        assert metrics["dropblock/dropped"] == pytest.approx(0.3 * step / 8, abs=0.1)
+
+
 # --- how many steps ---------------------------------------------------------------------------------------------------
 
 

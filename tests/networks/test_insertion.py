@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import fx, nn
 
-from torch_dropblock import DropBlock1d, DropBlock2d, DropBlock3d, KeepProbSchedule, insert_dropblock, remove_dropblock
+from torch_dropblock import (
+    DropBlock1d,
+    DropBlock2d,
+    DropBlock3d,
+    KeepProbSchedule,
+    dropblock_layers,
+    insert_dropblock,
+    remove_dropblock,
+)
 from torch_dropblock.networks import sites
 
 # torch's own compiler and export use things that torch deprecates
@@ -318,6 +326,34 @@ def everything_of(model):
         name: {key: dict(value) if isinstance(value, dict) else value for key, value in vars(module).items()}
         for name, module in model.named_modules()
     }
+
+
+@pytest.mark.parametrize(
+    "again", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), nn.DataParallel]
+)
+def test_all_layers_by_name(again):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), DropBlock2d(3, keep_prob=0.8), nn.ReLU())
+    insert_dropblock(model, ["0", "2"], keep_prob=0.7)
+    model = again(model)
+    prefix = "module." if isinstance(model, nn.DataParallel) else ""
+    layers = dropblock_layers(model)
+    assert {name: layer.keep_prob for name, layer in layers.items()} == {
+        f"{prefix}0": 0.7,
+        f"{prefix}1": 0.8,
+        f"{prefix}2": 0.7,
+    }
+    layers[f"{prefix}0"].keep_prob = 0.0  # those that act, not copies of them
+    assert not model(torch.ones(1, 3, 8, 8)).any()
+
+
+def test_no_layers_lost_layers_and_no_model(model):
+    assert dropblock_layers(nn.ReLU()) == {}
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module"):
+        dropblock_layers({})
+    insert_dropblock(model, "body.1")
+    model.body[1] = nn.Identity()
+    with pytest.raises(RuntimeError, match="were lost"):
+        dropblock_layers(model)
 
 
 def test_remove_undoes_it_exactly(model, x):

@@ -141,6 +141,60 @@ def test_nothing_but_step_advances_it():
     assert (schedule.state_dict(), keep_probs(model)) == before
 
 
+# --- statistics --------------------------------------------------------------------------------------------------
+
+
+def test_stats_are_what_was_dropped():
+    model = network()
+    outputs = {}
+    for name in TARGETS:
+        model[int(name)].register_forward_hook(lambda layer, args, output, name=name: outputs.update({name: output}))
+    schedule = KeepProbSchedule(model, 10, start_step=5)
+    assert schedule.stats() == pytest.approx({"keep_prob": 0.875, "keep_prob/1": 0.95, "keep_prob/3": 0.8})
+    model(torch.randn(8, 3, 16, 16))
+    zeros = {name: (output == 0).sum().item() for name, output in outputs.items()}
+    stats = schedule.stats()
+    assert all(type(value) is float for value in stats.values())
+    for name, output in outputs.items():
+        assert stats[f"dropped/{name}"] == pytest.approx(zeros[name] / output.numel())
+    units = sum(output.numel() for output in outputs.values())
+    assert stats["dropped"] == pytest.approx(sum(zeros.values()) / units)
+    schedule.step()
+    assert schedule.stats() == stats | {f"keep_prob{n}": schedule.stats()[f"keep_prob{n}"] for n in ("", "/1", "/3")}
+
+
+def test_stats_forget_passes_before_the_last_step():
+    model = network()
+    schedule = KeepProbSchedule(model, 10, start_step=5)
+    model(torch.randn(2, 3, 16, 16))
+    schedule.step()
+    assert "dropped" in schedule.stats()
+    schedule.step()
+    assert "dropped" not in schedule.stats()
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch.*", "ignore:.*:FutureWarning:torch.*")
+def test_stats_of_compiled_layers_are_their_keep_probs():
+    model = network()
+    model(torch.randn(2, 3, 16, 16))
+    schedule = KeepProbSchedule(model, 10, start_step=5)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for _ in range(3):
+        compiled(torch.randn(2, 3, 16, 16)).sum().backward()
+        assert set(schedule.stats()) == {"keep_prob", "keep_prob/1", "keep_prob/3"}
+        schedule.step()
+
+
+def test_stats_of_inserted_layers_and_of_layers_of_a_copy():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    insert_dropblock(model, "0", block_size=3, keep_prob=0.5)
+    schedule = KeepProbSchedule(model, 4, curve="constant")
+    model[0] = copy.deepcopy(model[0])  # as some wrappers do
+    schedule.step()
+    model(torch.ones(4, 3, 16, 16))
+    assert schedule.stats()["dropped/0"] == pytest.approx(0.5, abs=0.15)
+
+
 # --- saving ------------------------------------------------------------------------------------------------------
 
 
@@ -237,19 +291,6 @@ def test_names_that_gained_or_lost_adapters(before, after):
     assert resumed.steps == 10
 
 
-def test_the_longest_name_is_the_one():
-    def build(keep_probs):
-        model = named(a=named(b=DropBlock2d(3)), b=DropBlock2d(3))
-        model.a.b.keep_prob, model.b.keep_prob = keep_probs
-        return model
-
-    schedule = KeepProbSchedule(build((0.6, 0.7)), 10)
-    model = build((0.6, 0.7))
-    model.a, model.b = Adapter(model.a), Adapter(model.b)
-    KeepProbSchedule(model, 10).load_state_dict(schedule.state_dict())
-    assert [site.layer.target_keep_prob for site in sites.find(model).values()] == [0.6, 0.7]
-
-
 def test_a_training_that_ran_past_its_end_goes_on_there():
     schedule = KeepProbSchedule(network(), 4, curve=lambda progress: 1 - (1 - progress) ** 2, start_step=5)
     with pytest.warns(UserWarning, match="more than its total_steps=4"):
@@ -269,12 +310,6 @@ def test_a_step_that_fails_does_not_count():
     with pytest.raises(RuntimeError, match="were lost"):
         schedule.step()
     assert schedule.steps == 1
-
-
-def test_the_state_of_a_bare_layer_has_a_name():
-    state = KeepProbSchedule(DropBlock2d(3), 10).state_dict()
-    with pytest.raises(ValueError, match="only in the state: ''$"):
-        KeepProbSchedule(network(), 10).load_state_dict(state)
 
 
 def test_a_state_of_other_layers_changes_nothing():
@@ -333,19 +368,6 @@ def test_a_state_of_other_keep_probs_warns_and_holds():
     with pytest.warns(UserWarning, match=r"the schedule was built with keep_prob=\{'1': 0.9, '3': 0.2\}"):
         other.load_state_dict(schedule.state_dict())
     assert keep_probs(model) == list(TARGETS.values())
-
-
-def test_names_that_would_be_alike_without_what_wrappers_put_in():
-    def build():
-        model = nn.Sequential(Wrapped("module", nn.Identity()))
-        for name, keep_prob in (("0.module", 0.6), ("0", 0.7)):
-            insert_dropblock(model, name, keep_prob=keep_prob)
-        return model
-
-    schedule = KeepProbSchedule(build(), 10, start_step=10)
-    model = build()
-    KeepProbSchedule(model, 10).load_state_dict(schedule.state_dict())
-    assert keep_probs(model) == [0.7, 0.6]
 
 
 def test_a_curve_that_fails_changes_nothing():

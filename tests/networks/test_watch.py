@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*:FutureWarning:torch.*"),
 ]
 NOT_STEPPED = "has been stepped 0 times, so its layers stay where they are"
-NOT_RUN = "its DropBlock layers have run 0 times"
+NOT_RUN = "its DropBlock layers have not run in training mode"
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,6 @@ def test_a_schedule_that_is_stepped_is_silent(accumulate):
     schedule = KeepProbSchedule(model, 20)
     train(model, 20, schedule, accumulate=accumulate)
     schedule.state_dict()
-    assert not [layer.watch for layer in model if isinstance(layer, DropBlock2d) and layer.watch]
 
 
 def test_passes_without_updates_and_full_strength_are_silent():
@@ -129,19 +128,60 @@ def test_another_network_is_trained(compiled, total):
     trained = copy.deepcopy(model)
     insert_dropblock(model, "1")
     schedule = KeepProbSchedule(model, total)
-    steps = min(total, 10)
+    steps = min(total, 10) if compiled else 2
     if compiled:
         trained = torch.compile(trained, backend="aot_eager")
     message = told(NOT_RUN, train, trained, min(total, 30), schedule)
     assert message.startswith(f"the schedule has been stepped {steps} times while something trained")
 
 
-def test_layers_of_a_part_that_is_not_called():
+def partly_called():
     model = nn.Module()
-    model.used, model.unused = nn.Conv2d(1, 2, 3), network()
+    model.used, model.unused = network(), network()
     model.forward = lambda x: model.used(x)
+    return model
+
+
+def test_layers_of_a_part_that_is_not_called_are_named():
+    model = partly_called()
     schedule = KeepProbSchedule(model, 100)
-    told(NOT_RUN, train, model, 30, schedule)
+    message = told("2 of 4 DropBlock layers have not run in training mode", train, model, 30, schedule)
+    assert ": unused.1, unused.3. " in message
+
+
+def test_it_can_be_an_error_that_leaves_the_schedule_where_it_was():
+    model = partly_called()
+    schedule = KeepProbSchedule(model, 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", watch.IdleLayerWarning)
+        with pytest.raises(watch.IdleLayerWarning, match=r"unused\.1"):
+            train(model, 30, schedule)
+    assert schedule.steps == 1
+
+
+def test_a_network_that_was_left_in_evaluation_mode():
+    model = network()
+    schedule = KeepProbSchedule(model, 100)
+    train(model, 5, schedule)
+    model.eval()
+    told("or this one in evaluation mode", train, model, 5, schedule)
+
+
+def test_an_evaluation_between_two_steps_is_silent():
+    model = network()
+    schedule = KeepProbSchedule(model, 100)
+    for _ in range(5):
+        train(model.train(), 1)
+        model.eval()(torch.ones(2, 1, 8, 8))
+        schedule.step()
+
+
+def test_a_second_schedule_of_the_layers_does_not_make_the_first_think_that_they_are_idle():
+    model = network()
+    first = KeepProbSchedule(model, 100)
+    second = KeepProbSchedule(model, 100)
+    train(model, 5, first)
+    train(model, 5, second)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -176,7 +216,7 @@ def test_a_curve_that_is_looked_at_is_silent():
 
 
 def test_compiled_code_does_not_see_it():
-    """One graph, while a schedule begins, counts and ends to count, and another schedule begins."""
+    """One graph, while a schedule begins and counts, and another schedule begins."""
     model = network()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for _ in range(2):
@@ -197,9 +237,11 @@ def test_the_compiled_backward_of_eager_steps_before_it():
 def test_a_copy_has_none(copied):
     model = network()
     other, schedule = copied((model, KeepProbSchedule(model, 100)))
-    assert other[1].watch is None
-    train(other, 15, schedule)
-    assert isinstance(model[1].watch, watch.Watch)
+    assert other[1].record is None
+    train(other, 2, schedule)
+    assert schedule.stats()["dropped"] == 0.0 or schedule.stats()["dropped/1"] > 0
+    told("1 of 2 DropBlock layers have not run", train, nn.Sequential(other[0], other[1]), 1, schedule)
+    assert model[1].record not in (None, other[1].record)
 
 
 def test_lazy_parameters_and_those_of_inference_mode():

@@ -99,6 +99,7 @@ def test_public_names():
         "expected_keep_rate",
         "keep_rate_map",
         "insert_dropblock",
+        "dropblock_layers",
         "insert_dropblock_resnet",
         "remove_dropblock",
         "convert_dropblock",

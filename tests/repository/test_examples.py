@@ -32,9 +32,17 @@ def test_docstrings(name):
 
 
 # Lightning's own, about what it uses of torch and about workers for 32 images
+# fastai's, which still scripts a loss and sets an option of pandas
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script", "ignore:.*chained_assignment")
 @pytest.mark.parametrize(("page", "code"), BLOCKS, ids=[page.stem for page, _ in BLOCKS])
 def test_pages(page, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))  # Ultralytics writes its settings there
     mpl.use("agg")
-    exec(compile(code, page.name, "exec"), {"__name__": "__main__"})
+    try:
+        exec(compile(code, page.name, "exec"), {"__name__": "__main__"})
+    except ModuleNotFoundError as error:
+        if page.stem != "trainers":
+            raise
+        pytest.skip(f"needs {error.name}")

@@ -14,7 +14,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 # packages whose frames lie between a warning and the line that a user can change
-_BETWEEN = {"torch_dropblock", "contextlib", "torch", "lightning", "lightning_fabric", "pytorch_lightning"}
+_BETWEEN = {
+    *("torch_dropblock", "contextlib", "torch", "lightning", "lightning_fabric", "pytorch_lightning"),
+    *("transformers", "accelerate", "ultralytics"),
+}
 
 
 def hinted(hint: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -12,7 +12,6 @@ the datasets, are the same as in the first run.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import math
 import random
@@ -23,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.hints import hinted, warn
-from ..layer.modules import DropBlock2d
 from ..networks.schedule import Curve, KeepProbSchedule
+from .common import check_options, generators_of, hash_of, log_lines, mask_generators
 
 
 def _callback_of_each_framework() -> type:
@@ -61,7 +60,8 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
     Changes `keep_prob` of each layer from 1 to the layer's target, by a `KeepProbSchedule` that steps once after each
     batch in which an optimizer stepped. `schedule` is None until a training begins. Checkpoints include the schedule
     and the random state (Python, NumPy, PyTorch). If several processes train on shards of the data, each draws its own
-    masks. docs/lightning.md lists the guarantees.
+    masks. The loggers of the trainer get `KeepProbSchedule.stats()` under `dropblock/`, every `log_every_n_steps`.
+    docs/lightning.md lists the guarantees.
 
     Args:
         curve: as for `KeepProbSchedule`.
@@ -74,8 +74,7 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
 
     @hinted('its options are keywords: DropBlockCallback(curve="linear", total_steps=None)')
     def __init__(self, *, curve: str | Curve = "linear", total_steps: int | None = None) -> None:
-        # check the arguments now, not hours later
-        KeepProbSchedule(DropBlock2d(1), 1 if total_steps is None else total_steps, curve=curve)
+        check_options(curve, total_steps)
         self.curve = curve
         self.total_steps = total_steps
         self.schedule: KeepProbSchedule | None = None
@@ -114,7 +113,7 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
         done = min(trainer.global_step, trainer.fit_loop.total_batch_idx + 1)
         total = _steps_of(trainer) if self.total_steps is None else self.total_steps
         self.schedule = KeepProbSchedule(pl_module, total, curve=self.curve, start_step=done)
-        self._generators = _generators_of(pl_module)
+        self._generators = generators_of(pl_module)
         self._rank_seed, self._batches, self._epoch_ended, self._resume = None, 0, False, None
         if loaded is not None:
             self._apply(loaded)
@@ -125,7 +124,16 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
         self._give_back()
         self._epoch_ended = trainer.is_last_batch
         if self.schedule is not None and trainer.global_step != self._global_step:
+            self._log(trainer, self.schedule)
             self.schedule.step()
+
+    def _log(self, trainer: Any, schedule: KeepProbSchedule) -> None:
+        """Log as often as the trainer does, and at the same steps."""
+        interval = trainer.log_every_n_steps
+        if trainer.loggers and trainer.is_global_zero and interval and (schedule.steps + 1) % interval == 0:
+            lines = log_lines(schedule)
+            for logger in trainer.loggers:
+                logger.log_metrics(lines, step=schedule.steps)
 
     def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
         schedule = self.schedule
@@ -214,17 +222,16 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
         self._replica = shards["rank"] if shards["num_replicas"] > 1 else None
         if self._replica is not None and self._rank_seed is None:
             state = bytes(torch.get_rng_state().tolist())  # drawing a number would change later draws
-            self._rank_seed = trainer.strategy.broadcast(_hash(state))
+            self._rank_seed = trainer.strategy.broadcast(hash_of(state))
 
     def on_train_batch_start(self, trainer: Any, pl_module: nn.Module, batch: Any, batch_idx: int) -> None:
         if self._resume and not self._epoch_ended:
             self._set_random_state(self._resume[0])
         self._resume = None
         if self._replica is not None:
-            seed = _hash(f"{self._rank_seed} {self._replica} {self._batches}".encode())
-            own = range(len(self._generators))[1:] or range(1)  # the devices' generators, or else the CPU's
-            self._shared = {i: self._generators[i].get_state() for i in own}
-            for i in own:
+            seed = hash_of(f"{self._rank_seed} {self._replica} {self._batches}".encode())
+            self._shared = {i: self._generators[i].get_state() for i in mask_generators(self._generators)}
+            for i in self._shared:
                 self._generators[i].manual_seed(seed)
         self._batches += 1
         self._global_step = trainer.global_step
@@ -270,19 +277,3 @@ def _make_iterator_again(trainer: Any) -> None:
         )
     elif not any(hasattr(loader, "load_state_dict") for loader in fetcher.combined_loader.flattened):
         iter(fetcher)
-
-
-def _generators_of(module: nn.Module) -> list[torch.Generator]:
-    """Return PyTorch's default generators that a training may use: the CPU's, then those of the module's devices."""
-    generators = [torch.default_generator]
-    for device in sorted({parameter.device for parameter in module.parameters()}, key=str):
-        if device.type in ("cuda", "xpu"):
-            generators.append(torch.get_device_module(device).default_generators[device.index])
-        elif device.type == "mps":
-            generators.append(torch.mps._get_default_mps_generator())
-    return generators
-
-
-def _hash(data: bytes) -> int:
-    """Return a hash of 63 bits."""
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") >> 1

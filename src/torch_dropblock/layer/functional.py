@@ -19,6 +19,7 @@ from ..core.keys import as_tensor, device_for_keys, draw_key, draw_key_number
 from ..core.seeds import table_of
 from . import compiled, tracing
 from .eager import ApplyBlocks, Call
+from .record import Record
 
 
 @hinted(checks.SWAPPED.format(call="drop_block1d(input, 5, keep_prob=0.9)"))
@@ -212,10 +213,13 @@ def drop(
     inplace: bool,
     generator: torch.Generator | None = None,
     key: int | Tensor | None = None,
+    record: Record | None = None,
 ) -> Tensor:
     """Check `input`, `generator` and the value of `keep_prob`, then drop; callers have checked the other arguments."""
     dims = len(block_size)
     checks.feature_map(input, dims)
+    if record is not None:
+        record.begin(keep_prob, input.numel())
     if generator is not None:
         checks.generator(generator, input.device)
     followed = tracing.followed(input)
@@ -244,7 +248,10 @@ def drop(
         if keep_prob == 1.0:
             return input
     table_or_none = table_of(blocks.size, blocks.block, blocks.streams.length, keep_prob, rate)
-    return _apply(input, Call(blocks, table_or_none, asked), inplace, generator, key)
+    call = Call(blocks, table_or_none, asked)
+    if record is not None:
+        record.call = call
+    return _apply(input, call, inplace, generator, key)
 
 
 def _apply(

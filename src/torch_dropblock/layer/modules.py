@@ -15,6 +15,7 @@ from ..core import checks, geometry
 from ..core.checks import Rate
 from ..core.hints import hinted
 from .functional import drop
+from .record import Record
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -31,8 +32,7 @@ def call_in_trace(input: Proxy, module: nn.Module, attribute: str = "") -> Any:
 
 class DropBlockNd(nn.Module):
     dims: ClassVar[int]
-    # a new schedule sets it, and the layer calls it with itself at each training pass in eager mode
-    watch: Callable[[DropBlockNd], None] | None = None
+    record: Record | None = None  # a schedule sets it
     _keep_prob_tensor: Tensor
 
     @hinted(checks.SWAPPED.format(call="DropBlock2d(7, keep_prob=0.9)"))
@@ -141,10 +141,10 @@ class DropBlockNd(nn.Module):
         keep_prob: float | Tensor = self._keep_prob
         if torch.compiler.is_compiling():
             self._keep_prob_at(input.device)
-            keep_prob = self._keep_prob_tensor
-        elif self.watch is not None:
-            self.watch(self)
-        return drop(input, self._sizes, keep_prob, self.rate, self.share_channels, inplace)
+            keep_prob, record = self._keep_prob_tensor, None
+        else:
+            record = self.record
+        return drop(input, self._sizes, keep_prob, self.rate, self.share_channels, inplace, record=record)
 
     def extra_repr(self) -> str:
         names = ["block_size", "keep_prob", "rate", "share_channels", "inplace"]

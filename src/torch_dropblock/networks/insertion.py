@@ -1,4 +1,4 @@
-"""`insert_dropblock` and `remove_dropblock`: put layers into any network and take them out, by names of modules."""
+"""Put layers into any network, find them, and take them out, by names of modules."""
 
 from __future__ import annotations
 
@@ -89,6 +89,31 @@ def insert_dropblock(
         warn(doubt, maps.DoubtfulSiteWarning)
     sites.attach(model, layers)
     return Layers(layers)
+
+
+def dropblock_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return every DropBlock layer of a model by name: inserted ones and the model's own.
+
+    Use it for a copy, for a model that was loaded or converted, or if the result of the insertion is lost. The model
+    may be wrapped or compiled.
+
+    Returns:
+        An inserted layer has the name of the module that it follows, a layer of the model its own name. Without layers
+        the dict is empty.
+
+    Raises:
+        TypeError: `model` is not a module.
+        RuntimeError: inserted layers were lost, for example by a conversion that replaces modules.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), DropBlock2d(5))
+        >>> _ = insert_dropblock(model, "0")
+        >>> list(dropblock_layers(model))
+        ['0', '1']
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
+    return {name: site.layer for name, site in sites.find(model).items()}
 
 
 def remove_dropblock(model: nn.Module) -> int:

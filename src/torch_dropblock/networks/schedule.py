@@ -8,7 +8,7 @@ their drop rates stay constant.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -17,7 +17,8 @@ from ..core import checks
 from ..core.hints import hinted, warn
 from ..layer.modules import DropBlockNd
 from . import notices, sites
-from .watch import Watch
+from .names import renamed
+from .watch import Watch, shares_dropped
 
 Curve = Callable[[float], float]
 
@@ -132,17 +133,25 @@ class KeepProbSchedule:
 
         Warns:
             UserWarning: once for each layer: the model is in training mode but the layer is not, for example because
-                the batch norm that it follows was put into evaluation mode. Once each: more than total_steps steps
-                were taken; no layer has run in the first steps of a training.
+                the batch norm that it follows was put into evaluation mode. Once: more than total_steps steps were
+                taken.
+            IdleLayerWarning: once for each layer: it has not run in training mode between two steps, although
+                something trained. After `torch.compile`, this appears only if no parameter of the model changes.
+                `warnings.simplefilter("error", IdleLayerWarning)` turns it into an error; import it from
+                `torch_dropblock.networks.watch`.
         """
         self.steps += 1
         try:
             self._apply()
+            if self.model.training:
+                self._warn_of_layers_that_are_off()
+            if self._watch is None:  # this is a copy
+                self._watch_the_layers()
+            else:
+                self._watch.stepped(self._seen, self._known_to_be_off)
         except Exception:
             self.steps -= 1
             raise
-        if self.model.training:
-            self._warn_of_layers_that_are_off()
         if self.steps > self.total_steps and not self._known_to_be_past_the_end:
             self._known_to_be_past_the_end = True
             warn(
@@ -150,21 +159,10 @@ class KeepProbSchedule:
                 "its layers are at full strength, and were so too early if the training is not over. total_steps "
                 "counts steps of the optimizer, epochs * len(loader)"
             )
-        if self._watch and self._watch.stepped():
-            self._watch_ends()
 
     def _watch_the_layers(self) -> None:
-        layers = self._seen.values()
-        is_called = all(type(layer).drop is DropBlockNd.drop for layer in layers)
-        self._watch = Watch(self.model, self.total_steps, is_on_the_way=self.strength < 1.0, is_called=is_called)
-        for layer in layers:
-            layer.watch = self._watch
-
-    def _watch_ends(self) -> None:
-        for layer in self._seen.values():
-            if layer.watch is self._watch:
-                layer.watch = None
-        self._watch = None
+        self._watch = Watch(self.model, self.total_steps, is_on_the_way=self.strength < 1.0)
+        self._watch.attach(self._seen.values())
 
     def _apply(self) -> None:
         present = sites.walk(self.model)  # includes the number of modules, since an adapter changes it
@@ -192,6 +190,8 @@ class KeepProbSchedule:
         if gone:
             raise sites.LostSitesError(gone)
         self._seen = {name: site.layer for name, site in found.items()}
+        if self._watch:
+            self._watch.attach(self._seen.values())
         for notice in notices.of(self.model):
             if notice not in self._said:
                 self._said.add(notice)
@@ -207,6 +207,34 @@ class KeepProbSchedule:
                 "training mode, or from its own train() to its own eval()"
             )
         self._known_to_be_off.update(names)
+
+    def stats(self) -> dict[str, float]:
+        """Return keep_prob and the share that was really dropped, as flat names and numbers for a log.
+
+        `dropped/<name>` is the share of a layer's units that it dropped in its last training pass, in this process, and
+        `dropped` that of all these units together. `keep_prob/<name>` is the layer's present value, and `keep_prob` the
+        mean over layers. So call it before `step()`.
+
+        Layers note each pass at no cost to the device. If the layers are on a GPU, this call waits for it once.
+        `dropped` is missing for layers that compiled code, a mode of PyTorch or a transform of `torch.func` ran, for
+        those with a `forward` or `drop` of their own class, and for those that have not run since the last step but
+        one.
+
+        Examples:
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), DropBlock2d(7, keep_prob=0.9))
+            >>> schedule = KeepProbSchedule(model, total_steps=100, start_step=50)
+            >>> _ = model(torch.ones(64, 3, 30, 30))
+            >>> {name: round(value, 2) for name, value in schedule.stats().items()}
+            {'keep_prob': 0.95, 'keep_prob/1': 0.95, 'dropped': 0.05, 'dropped/1': 0.05}
+        """
+        keep_probs = {name: layer.keep_prob for name, layer in self._seen.items()}
+        shares = shares_dropped(self._seen)
+        units = {name: record.units for name in shares if (record := self._seen[name].record)}
+        stats = {"keep_prob": sum(keep_probs.values()) / len(keep_probs)}
+        stats |= {f"keep_prob/{name}": value for name, value in keep_probs.items()}
+        if shares:
+            stats["dropped"] = sum(shares[name] * units[name] for name in shares) / sum(units.values())
+        return stats | {f"dropped/{name}": share for name, share in shares.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for `load_state_dict`: steps, total steps, curve, and each layer's target keep_prob by name.
@@ -242,7 +270,7 @@ class KeepProbSchedule:
         """
         steps, total_steps, curve, saved = _read(state_dict)
         found, mine = sites.find(self.model), self._state()
-        targets = _renamed(saved, list(found))
+        targets = renamed(saved, list(found))
         strength = _strength(self.curve, steps / total_steps)
         for name, value in (("total_steps", total_steps), ("curve", curve), ("keep_prob", targets)):
             if mine[name] != value:
@@ -261,58 +289,6 @@ class KeepProbSchedule:
 def _strength(curve: Curve, progress: float) -> float:
     progress = min(progress, 1.0)
     return checks.probability(f"the strength that curve returned for progress {progress:g}", curve(progress))
-
-
-def _renamed(targets: dict[str, float], names: list[str]) -> dict[str, float]:
-    """Return the targets under the names of this model: wrappers and adapters make names longer or shorter."""
-    if targets.keys() == set(names):
-        return targets
-    for parts in (_without_wrappers, _without_prefix):
-        mine, theirs = parts(names), parts(list(targets))
-        # shortened names must stay distinct
-        if len(mine) == len(names) == len(targets) == len(theirs):
-            pairs = _longest_inside(mine, theirs) or {b: a for a, b in _longest_inside(theirs, mine).items()}
-            if pairs:
-                return {mine[part]: targets[theirs[other]] for part, other in pairs.items()}
-    only = [sorted(map(repr, a - b)) for a, b in ((set(names), targets.keys()), (targets.keys(), set(names)))]
-    raise ValueError(
-        "the state is of a model with other DropBlock layers: "
-        f"only in the model: {', '.join(only[0]) or 'none'}; only in the state: {', '.join(only[1]) or 'none'}"
-    )
-
-
-_Parts = tuple[str, ...]
-
-
-def _longest_inside(longer: Iterable[_Parts], shorter: Iterable[_Parts]) -> dict[_Parts, _Parts]:
-    """Match each name to the longest of the shorter ones whose parts it contains in order; {} if not unique."""
-    pairs: dict[_Parts, _Parts] = {}
-    for name in longer:
-        inside = [other for other in shorter if _is_inside(other, name)]
-        most = max(map(len, inside), default=0)
-        longest = [other for other in inside if len(other) == most]
-        if len(longest) != 1 or longest[0] in pairs.values():
-            return {}
-        pairs[name] = longest[0]
-    return pairs
-
-
-def _is_inside(parts: _Parts, name: _Parts) -> bool:
-    rest = iter(name)
-    return all(part in rest for part in parts)
-
-
-def _without_wrappers(names: list[str]) -> dict[_Parts, str]:
-    return {tuple(sites.canonical(name).split(".")): name for name in names}
-
-
-def _without_prefix(names: list[str]) -> dict[_Parts, str]:
-    """Return the names by their parts, without the leading parts that all names share."""
-    parts = _without_wrappers(names)
-    common = 0
-    while all(len(part) > common + 1 for part in parts) and len({part[common] for part in parts}) == 1:
-        common += 1
-    return {part[common:]: name for part, name in parts.items()}
 
 
 def _known(curve: str) -> str:

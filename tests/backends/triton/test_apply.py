@@ -19,6 +19,7 @@ from helpers.gpu_path import (
     runs,
     some_blocks,
 )
+from torch_dropblock.backends import triton
 from torch_dropblock.backends.sparse import CHANNELS_LAST
 from torch_dropblock.core import reference
 from torch_dropblock.core.blocks import Blocks
@@ -31,6 +32,15 @@ pytestmark = MARKS
 @pytest.mark.skipif(INTERPRETED, reason="this is the process in which the others run")
 def test_in_the_interpreter():
     interpret(__file__)
+
+
+@runs
+def test_the_backend_returns_the_scale():
+    blocks, table = some_blocks()
+    x = torch.ones(*blocks.lead, *blocks.size, device=DEVICE)
+    output = torch.empty_like(x)
+    scale = triton.drop(x, output, new_key(), blocks, table)
+    assert scale.item() == pytest.approx(x.numel() / (output != 0).sum().item())
 
 
 def layouts(x):
