@@ -62,11 +62,15 @@ class Draw:
         shape = packed.shape(self.own_lead, tuple(self.size), self.order)
         return torch.empty(shape, dtype=torch.int32, device=device)
 
+    def empty_scale(self, device: torch.device) -> Tensor:
+        return torch.empty((), dtype=sparse.widest_float(device), device=device)
+
+    def empty_table(self, device: torch.device) -> Tensor:
+        return torch.empty(TABLE, dtype=torch.float64, device=device if self.backend == "triton" else "cpu")
+
     def empty(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Return the mask, the scale and the table, without values."""
-        scale = torch.empty((), dtype=sparse.widest_float(device), device=device)
-        table = torch.empty(TABLE, dtype=torch.float64, device=device if self.backend == "triton" else "cpu")
-        return self.empty_mask(device), scale, table
+        return self.empty_mask(device), self.empty_scale(device), self.empty_table(device)
 
     def blocks(self, keep_prob: Tensor) -> tuple[Blocks, Tensor | None]:
         """Return the blocks and the table of a keep_prob; check its value unless only a GPU holds it."""
@@ -80,11 +84,10 @@ class Draw:
     def mask(self, key: Tensor, blocks: Blocks, table: Tensor | None, count: bool = False) -> tuple[Tensor, Tensor]:
         """Return the mask and its scale; the scale may be uninitialised unless `count` is True."""
         if table is None:
-            mask, scale, _ = self.empty(key.device)
-            return mask.fill_(-1), scale.fill_(0.0)
+            return self.empty_mask(key.device).fill_(-1), self.empty_scale(key.device).fill_(0.0)
         if self.backend == "triton":
             launch: Any = triton.launcher()
-            given = None if count else self.empty(key.device)[1]
+            given = None if count else self.empty_scale(key.device)
             drawn = launch.draw(key, blocks, triton.on(key.device, table), scale=given)
             words = launch.channels_inside(drawn) if self.channels_last else drawn.words.view(torch.int32)
             return words, drawn.scale
@@ -95,7 +98,7 @@ class Draw:
             dropped = ~reference.kept(key, blocks, table)
         else:
             dropped = sparse.dropped_mask(draw_seeds(key, blocks, table), blocks, key.device, self.channels_last)
-        scale = sparse.scale_of(dropped) if count else self.empty(key.device)[1]
+        scale = sparse.scale_of(dropped) if count else self.empty_scale(key.device)
         return packed.pack(dropped, len(self.size), self.order), scale
 
     def dropped(self, mask: Tensor) -> Tensor:
@@ -109,8 +112,10 @@ def _draw(key: Tensor, keep_prob: Tensor, *arguments: Any) -> tuple[Tensor, Tens
         return mask, scale.fill_(1.0), nothing.fill_(1.0)
     blocks, table = how.blocks(keep_prob)
     mask, scale = how.mask(key, blocks, table, count=True)
-    # An operator may not return a tensor that it keeps. If everything is dropped, `redraw` decides by keep_prob.
-    return mask, scale, how.empty(key.device)[2].fill_(1.0) if table is None else table.clone()
+    if table is None or table.device.type == "cpu":
+        # An operator may not return a tensor that it keeps, and `redraw` makes no use of this one.
+        table = how.empty_table(key.device).fill_(1.0)
+    return mask, scale, table
 
 
 def _redraw(key: Tensor, keep_prob: Tensor, table: Tensor | None, *arguments: Any) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...core.blocks import Blocks
 from ...core.geometry import Size
@@ -66,14 +65,12 @@ def on(device: torch.device, table: Tensor) -> Tensor:
     """Return the table on a device; it is copied there once for each stream, since streams run at the same time."""
     if table.device == device:
         return table
-    copies: dict[Any, Tensor] = _COPIES.setdefault(table, {})  # type: ignore[no-untyped-call]
-    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    # kept by the table itself, so that they end with it
+    copies: dict[Any, Tensor] = vars(table).setdefault("copies", {})
+    stream = device.index, torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else None
     if stream not in copies:
         copies[stream] = table.to(device, non_blocking=True)
     return copies[stream]
-
-
-_COPIES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def solved_table(keep_prob: Tensor, size: Size, block: Size, rate: str, length: int) -> Tensor:
