@@ -19,7 +19,7 @@ launch = pytest.importorskip("torch_dropblock.backends.triton.launch")
 
 INTERPRETED = launch.INTERPRETED
 HAS_GPU = torch.cuda.is_available() and not INTERPRETED
-DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
+DEVICE = torch.device("cuda", 0) if HAS_GPU else torch.device("cpu")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 runs = pytest.mark.skipif(not (INTERPRETED or HAS_GPU), reason="runs in the interpreter: test_in_the_interpreter")
 MARKS = [

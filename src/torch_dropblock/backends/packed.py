@@ -48,10 +48,11 @@ def pack(mask: Tensor, dims: int, order: str) -> Tensor:
 
 def unpack(words: Tensor, lead: Size, size: Size, order: str) -> Tensor:
     """Return the mask of shape `(*lead, *size)`, bool, in operations that the compiler fuses."""
-    count = lead[-1] if order == "channels" else math.prod(size) * (1 if order == "planes" else math.prod(lead))
-    # indices, since a slice of sizes that are dynamic would make the compiler guard against whole words
-    bit = torch.arange(count, dtype=torch.int64 if order == "string" else torch.int32, device=words.device)
-    # bit i becomes the sign
-    shift = (WORD - 1 - bit % WORD).to(torch.int32)
-    dropped = words.index_select(-1, bit // WORD).bitwise_left_shift(shift) < 0
-    return dropped.movedim(-1, len(lead) - 1) if order == "channels" else dropped.view(*lead, *size)
+    # Indices, since a slice of sizes that are dynamic would make the compiler guard against whole words; and no view,
+    # for which it computes strides of sizes that are dynamic.
+    bit = torch.zeros((), dtype=torch.int64 if order == "string" else torch.int32, device=words.device)
+    for n in {"channels": lead[-1:], "planes": size, "string": (*lead, *size)}[order]:
+        bit = bit.unsqueeze(-1) * n + torch.arange(n, dtype=bit.dtype, device=words.device)
+    # right in 64 bits too, to which PyTorch 2.11 widens the words
+    dropped = words[..., bit // WORD].bitwise_right_shift((bit % WORD).to(torch.int32)).bitwise_and(1) != 0
+    return dropped.movedim(-1, len(lead) - 1) if order == "channels" else dropped
