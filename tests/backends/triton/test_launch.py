@@ -516,6 +516,16 @@ def test_compiled_training_with_a_schedule(mode, inserted):
 
 
 @on_gpu
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_code_of_dynamic_sizes_has_the_mask_of_a_laptop(dynamic, memory_format):
+    torch._dynamo.reset()
+    function = torch.compile(lambda x: drop_block2d(x, 7, key=42), fullgraph=True, dynamic=dynamic)
+    x = torch.ones(4, 64, 9, 7).to(memory_format=memory_format)
+    assert torch.equal(function(x.cuda()).cpu(), drop_block2d(x, 7, key=42))
+
+
+@on_gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("share_channels", [False, True])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
