@@ -141,6 +141,7 @@ def test_it_costs_at_most_a_microsecond():
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_on_a_gpu_the_host_waits_only_when_it_reads():
     layer, x = recorded(), torch.ones(4, 8, 16, 16, device="cuda")

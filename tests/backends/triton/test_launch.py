@@ -417,8 +417,8 @@ def test_a_compiled_layer_takes_the_path_that_was_asked_for(monkeypatch):
     monkeypatch.setattr(launch, "draw", lambda *given, **more: drawn.append(given) or draw(*given, **more))
     layer = DropBlock2d(3, keep_prob=0.5)
     function = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    # a mask of fewer bytes than the table, the compiler would keep
-    x = torch.ones(4, 8, 24, 24, device=DEVICE, requires_grad=True)
+    # a mask of about as many bytes as the table, the compiler would keep
+    x = torch.ones(32, 8, 24, 24, device=DEVICE, requires_grad=True)
     y = function(x)
     y.sum().backward()
     assert len(drawn) == 2

@@ -69,8 +69,19 @@ def on(device: torch.device, table: Tensor) -> Tensor:
     copies: dict[Any, Tensor] = vars(table).setdefault("copies", {})
     stream = device.index, torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else None
     if stream not in copies:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return _in_graph(device, table, copies)
         copies[stream] = table.to(device, non_blocking=True)
     return copies[stream]
+
+
+def _in_graph(device: torch.device, table: Tensor, copies: dict[Any, Tensor]) -> Tensor:
+    """Return a table for a CUDA graph: a copy made before, or one that the graph makes at each replay."""
+    for (index, _), copy in copies.items():
+        if index == device.index and copy.is_cuda:
+            return copy  # work of other streams ends before a capture begins
+    pinned = copies.setdefault((device.index, "pinned"), table.pin_memory())
+    return pinned.to(device, non_blocking=True)
 
 
 def solved_table(keep_prob: Tensor, size: Size, block: Size, rate: str, length: int) -> Tensor:
