@@ -91,7 +91,7 @@ def test_what_is_shown_first(visitor):
     for part in ("#original img", "#stack", "#masks", "#rates img >> nth=0", "#schedule svg"):
         check_seen(visitor.rendered(part))
     numbers = visitor.numbers()
-    assert numbers["Dropped: asked"] == numbers["Dropped: expected"] == "30.0 %"
+    assert numbers["Dropped: requested"] == numbers["Dropped: expected"] == "30.0 %"
     mean, error = view.measured
     assert numbers[f"Dropped: in {len(view.shares)} draws"] == f"{100 * mean:.2f} ± {100 * error:.2f} %"
     assert "corner 98.8 %, centre 54.2 %, mean 70.0 %" in visitor.noted("rates")

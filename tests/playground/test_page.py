@@ -59,7 +59,7 @@ def test_the_numbers():
     view = draw(Settings(keep_prob=0.5, rate="paper"), builtin_levels())
     cells = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page.numbers(view)))
     assert cells["γ: seed probability"] == "0.01653"
-    assert cells["Dropped: asked"] == "50.0 %"
+    assert cells["Dropped: requested"] == "50.0 %"
     assert cells["Dropped: expected"] == "37.2 %"  # the paper's approximation
     assert re.fullmatch(r"3[67]\.\d\d ± 0\.\d\d %", cells["Dropped: in 425 draws"])
     assert cells["Kept: scaled by"] == f"{1 / (1 - view.share_dropped):.3f}"

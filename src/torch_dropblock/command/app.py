@@ -167,7 +167,7 @@ def show(
             photo,
             {"Original": None, f"DropBlock {joined(block)}": kept},
             f"DropBlock on a picture {size[0]} high and {size[1]} wide",
-            f"keep probability {keep:g}, {kind} γ, seed {seed}; what is kept is as bright as it was.",
+            f"keep probability {keep:g}, {kind} γ, seed {seed}; kept pixels are not rescaled.",
             columns=1 if size[1] > 2 * size[0] else 2,
             scale=max(1, 900 // max(size)),
         )
@@ -221,7 +221,7 @@ def rate(
     border = "ends" if len(map_size) == 1 else "corners"
     names = (
         "γ, the seed probability",
-        "share dropped: asked",
+        "share dropped: requested",
         "expected",
         "most, at the centre",
         f"least, at the {border}",

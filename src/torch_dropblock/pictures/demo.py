@@ -58,7 +58,7 @@ class Demo:
                 },
                 f"What is left of a photograph, keep probability {keep}",
                 f"One mask for all three colours. The layer also multiplies what is kept by about {1 / keep:.2f}; "
-                "here it is as bright as it was.",
+                "the picture leaves that out.",
                 columns=3,
                 scale=3,
             ),

@@ -63,7 +63,7 @@ def numbers(view: View) -> str:
     mean, error = view.measured
     cells = {
         "γ: seed probability": f"{view.gamma:.4g}",
-        "Dropped: asked": percent(1 - view.keep_prob),
+        "Dropped: requested": percent(1 - view.keep_prob),
         "Dropped: expected": percent(view.expected),
         f"Dropped: in {len(view.shares):,} draws": f"{100 * mean:.2f} ± {100 * error:.2f} %",
         "Dropped: this draw": percent(view.share_dropped),

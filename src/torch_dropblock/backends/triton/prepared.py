@@ -18,7 +18,7 @@ class Prepared:
     """A kernel with its grid, its numbers and its constants.
 
     The kernel's parameters are tensors first, then numbers, then constants. What Triton compiles depends on the dtypes
-    of the tensors too, and on which of them start at a multiple of 16 bytes: `__call__` is told it as `kind`.
+    of the tensors too, and on which of them start at a multiple of 16 bytes; `kind` distinguishes them.
 
     Args:
         kernel: the `triton.jit` function.
