@@ -9,6 +9,7 @@ block returns.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
@@ -51,7 +52,8 @@ class Chains:
         """Leave out what is a chain elsewhere only, such as a stem, and chains inside of what stands between blocks."""
         kinds = {self.kinds[name] for name in names if self.links(name)}
         kept = [name for name in names if not kinds or self.kinds[name] in kinds]
-        parents = {(_parent(name), self.kinds[name]) for name in kept}
+        counted = Counter((_parent(name), self.kinds[name]) for name in kept)
+        parents = [place for place, blocks in counted.items() if blocks > 1]
 
         def is_between(name: str) -> bool:
             above = _ancestors(_parent(name))

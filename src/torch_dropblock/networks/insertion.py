@@ -182,7 +182,7 @@ def _matches_of(pattern: object, named: dict[str, nn.Module]) -> list[str]:
     if not matched:
         close = difflib.get_close_matches(pattern, names, n=3)
         hint = f"; close to it are {', '.join(map(repr, close))}" if close else ""
-        warn(f"no module is named like {pattern!r}{hint}")
+        warn(f"no module is named like {pattern!r}{hint}; insert_dropblock_stages(model, input_size) finds places")
     # skip parametrizations, which return weights; keep containers only if nothing else matches: `attach` refuses them
     called = [name for name in matched if sites.has_forward(named[name]) and "parametrizations" not in name.split(".")]
     return called or matched

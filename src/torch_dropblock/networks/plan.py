@@ -12,7 +12,7 @@ from ..layer.modules import DropBlockNd
 from . import summary_table
 
 COLUMNS = ("after module", "type", "map", "layout", "block", "keep_prob")
-WORDS = {"after module", "type", "layout"}
+WORDS = {"module", "after module", "type", "layout"}
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,8 @@ class Row:
     keep_prob: float
 
     def cells(self) -> tuple[str, ...]:
-        layout = self.layout if isinstance(self.layout, str) else f"tokens {_joined(self.layout)}"
         numbers = (_joined(self.block), f"{self.keep_prob:.4g}")
-        return (self.name, self.type, _joined(self.map), layout, *numbers)
+        return (self.name, self.type, _joined(self.map), layout_text(self.layout), *numbers)
 
 
 class Plan(Layers):
@@ -57,6 +56,10 @@ def table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], notes: Sequ
     if all(row[layouts] == "channels_first" for row in rows):
         columns, *rows = ((*line[:layouts], *line[layouts + 1 :]) for line in (columns, *rows))
     return summary_table.text(columns, rows, notes, width, WORDS)
+
+
+def layout_text(layout: Layout) -> str:
+    return layout if isinstance(layout, str) else f"tokens {_joined(layout)}"
 
 
 def _joined(size: Size) -> str:

@@ -189,8 +189,8 @@ def find_some(model: nn.Module) -> dict[str, Site]:
     found = find(model)
     if not found:
         raise ValueError(
-            f"{type(model).__name__} has no DropBlock layer; put some in first, with insert_dropblock(model, where) or "
-            "insert_dropblock_resnet(model)"
+            f"{type(model).__name__} has no DropBlock layer; put some in first, with insert_dropblock_stages(model, "
+            "(1, 3, 224, 224)), which finds the places, or with insert_dropblock(model, where)"
         )
     return found
 

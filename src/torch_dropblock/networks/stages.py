@@ -17,7 +17,7 @@ from . import sites
 from .chains import Chains
 from .inputs import InputSize
 from .insertion import LAYERS
-from .plan import Plan, Row
+from .plan import Plan, Row, layout_text, table
 from .probe import Probe, probe
 
 Where = Literal["blocks", "norms", "convolutions"]
@@ -233,6 +233,22 @@ def candidates(found: Probe, most: int = 4) -> str:
         for name in names
     )
     return f"the closest candidates for insert_dropblock are {', '.join(shown)}"
+
+
+def module_table(model: nn.Module, input_size: InputSize, dims: int, width: int) -> str:
+    """Return a table of the modules that return maps: the candidates for `insert_dropblock`."""
+    found = probe(model, input_size, dims)
+    rows = [
+        (name, type(found.modules[name]).__name__, "×".join(map(str, site.size)), layout_text(site.layout))
+        for name, site in found.maps.items()
+        if name
+    ]
+    if not rows:
+        raise ValueError(f"{type(model).__name__} has no candidate: {candidates(found)}")
+    note = (
+        f"{len(rows)} of {len(found.modules)} modules return maps; insert_dropblock(model, names) takes them by name."
+    )
+    return table(("module", "type", "map", "layout"), rows, [note], width)
 
 
 def _notes(found: Probe, kind: Where, layers: int, stages: int, sizes: int) -> Iterator[str]:
