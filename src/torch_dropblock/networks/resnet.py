@@ -103,7 +103,7 @@ def places(model: nn.Module, groups: Sequence[int]) -> list[Place]:
     for group in _checked(groups):
         for number, block in _blocks(model, group):
             for part in (*_norms(block), "downsample"):
-                module = block.downsample if part == "downsample" else block.get_submodule(part)
+                module = block._modules.get(part) if part == "downsample" else block.get_submodule(part)
                 found.append(Place(f"layer{group}.{number}.{part}", group, _ends_with_batch_norm(module)))
     return found
 
