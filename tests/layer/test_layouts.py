@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch_dropblock import DropBlock1d, DropBlock2d, DropBlock3d, drop_block1d, drop_block2d, drop_block3d
+from torch_dropblock import DropBlock1d, DropBlock2d, drop_block1d, drop_block2d, drop_block3d
 from torch_dropblock.layer import layouts
 
 DROP = {1: drop_block1d, 2: drop_block2d, 3: drop_block3d}
@@ -132,7 +132,7 @@ def test_layer_saved_without_a_layout():
 @pytest.mark.parametrize(
     ("layout", "error", "message"),
     [
-        ("nhwc", ValueError, "layout must be 'channels_first', 'channels_last', 'tokens' or the size of a grid"),
+        ("nhwc", ValueError, "layout must be 'channels_first', 'channels_last', 'tokens' or the size of a token grid"),
         (5, TypeError, "layout must be"),
         ((4,), ValueError, "layout must be a positive int or a sequence of 2 of them"),
         ((4, 0), ValueError, "layout must be"),
