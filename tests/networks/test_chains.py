@@ -83,3 +83,16 @@ def test_dense_connections():
 
 def test_nothing_is_repeated():
     assert blocks(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))) == []
+
+
+def test_strays_and_blocks_of_another_kind_in_a_sequence():
+    class Other(Residual):
+        pass
+
+    stem = nn.Sequential(Other(3), Other(3), nn.Conv2d(3, 8, 3, 2, 1))
+    stage = nn.Sequential(Other(8), Residual(8), Residual(8))
+    model = nn.Sequential(stem, stage, Other(8), nn.Conv2d(8, 2, 1))
+    chains = Chains(probe(model, (1, 3, 32, 32), 2))
+    last = [name for name in chains.blocks() if not name.startswith("0")]
+    assert last == ["1.0", "1.1", "1.2", "2"]
+    assert chains.without_strays(last) == ["1.0", "1.1", "1.2"]

@@ -49,9 +49,13 @@ class Chains:
         return names
 
     def without_strays(self, names: Sequence[str]) -> list[str]:
-        """Leave out what is a chain elsewhere only, such as a stem, and chains inside of what stands between blocks."""
+        """Leave out what is a chain elsewhere only, such as a stem, and chains inside of what stands between blocks.
+
+        A block of another kind in a sequence of blocks stays.
+        """
         kinds = {self.kinds[name] for name in names if self.links(name)}
-        kept = [name for name in names if not kinds or self.kinds[name] in kinds]
+        sequences = {_parent(name) for name in names if self.kinds[name] in kinds} - {""}
+        kept = [name for name in names if not kinds or self.kinds[name] in kinds or _parent(name) in sequences]
         counted = Counter((_parent(name), self.kinds[name]) for name in kept)
         parents = [place for place, blocks in counted.items() if blocks > 1]
 
