@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .networks.monte_carlo import mc_dropblock as mc_dropblock
     from .networks.resnet import insert_dropblock_resnet as insert_dropblock_resnet
     from .networks.schedule import KeepProbSchedule as KeepProbSchedule
+    from .networks.stages import insert_dropblock_stages as insert_dropblock_stages
     from .networks.summary import dropblock_summary as dropblock_summary
 else:
     _PUBLIC = {
@@ -41,6 +42,7 @@ else:
         "networks.monte_carlo": ("mc_dropblock",),
         "networks.resnet": ("insert_dropblock_resnet",),
         "networks.schedule": ("KeepProbSchedule",),
+        "networks.stages": ("insert_dropblock_stages",),
         "networks.summary": ("dropblock_summary",),
     }
     __all__ = [name for names in _PUBLIC.values() for name in names]

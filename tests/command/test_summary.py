@@ -50,6 +50,21 @@ def test_where_and_options():
     assert [row[:4] for row in rows] == [["features.20", "8×6", "3×5", "0.8"], ["features.28", "2×1", "2×1*", "0.8"]]
 
 
+def test_stages_of_any_network():
+    rows = table_rows(succeed("summary", "timm:convnext_atto", "--stages", "2", "-i", "1x3x64x64", "-b", "3"))
+    assert rows == [
+        ["stages.2.blocks.*: 6 layers", "4×4", "3×3", "0.975", "0.01122", "2.5%", "train"],
+        ["stages.3.blocks.0", "2×2", "2×2*", "0.9", "0.1", "10.0%", "train"],
+        ["stages.3.blocks.1", "2×2", "2×2*", "0.9", "0.1", "10.0%", "train"],
+    ]
+
+
+def test_modules_are_the_candidates():
+    out = succeed("summary", "torchvision:squeezenet1_1", "--modules", "-i", "1x3x64x64")
+    assert ["features.3", "Fire", "15×15"] in table_rows(out)
+    assert out.endswith("modules return maps; insert_dropblock(model, names) takes them by name.\n")
+
+
 def test_progress_of_a_schedule():
     options = ("-i", "1x3x64x64", "--progress", "0.5", "--curve", "cosine")
     rows = table_rows(succeed("summary", "torchvision:resnet18", *options))
@@ -69,8 +84,12 @@ def test_the_layers_of_a_network_of_your_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("torchvision:vgg11",), "VGG has no group layer3 of torchvision's or timm's BasicBlock or Bottleneck; "
-         "insert_dropblock(model, where) takes any network; here --where GLOB names the modules that it is to follow"),
+        (("torchvision:vgg11",), "VGG has no group layer3 of residual blocks; insert_dropblock_stages(model, (1, 3, "
+         "224, 224)) takes any network; here that is --stages 2, and --modules lists its modules"),
+        (("torchvision:resnet18", "--stages", "9"), "stages must be at most 4 here, got 9"),
+        (("torchvision:resnet18", "--stages", "2", "-w", "layer4.?"), "--where and --stages exclude each other"),
+        (("resnet50",), "got 'resnet50'; did you mean torchvision:resnet50 or timm:resnet50?"),
+        (("resnet5O",), "got 'resnet5O'; did you mean torchvision:resnet50 or timm:resnet50?"),
         (("torchvision:resnet18", "-i", "224"), "--input-size must be the shape of the input, such as 1x3x224x224"),
         (("torchvision:resnet18", "-i", "1x1x64x64"), "the model does not run on an input of shape (1, 1, 64, 64)"),
         (("torchvision:resnet18", "-k", "2"), "keep_prob must be a number in [0, 1], got 2.0"),

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from torch_dropblock import dropblock_summary, insert_dropblock
+from torch_dropblock import DropBlock2d, DropBlock3d, dropblock_summary, insert_dropblock
 from torch_dropblock.networks import maps
 
 
@@ -113,13 +113,13 @@ def test_swin_returns_channels_last():
 )
 def test_proportions(shape, image, turned):
     dims = len(image)
-    probe = maps.Probe("x", dims, {}, [torch.ones(1, 3, *image)])
+    probe = maps.Probe("x", DropBlock2d(3) if dims == 2 else DropBlock3d(3), {}, [torch.ones(1, 3, *image)])
     probe(nn.Identity(), (), {}, torch.ones(1, *shape))
     assert probe.channels_last is turned
 
 
 def test_the_input_of_other_dimensions_tells_nothing():
-    probe = maps.Probe("x", 2, {}, [torch.ones(1, 10)])
+    probe = maps.Probe("x", DropBlock2d(3), {}, [torch.ones(1, 10)])
     probe(nn.Identity(), (), {}, torch.ones(1, 7, 7, 96))
     assert not probe.channels_last
 
@@ -144,3 +144,13 @@ def test_one_map_with_two_layers(inplace):
     assert rows == {
         "0": None, "1": "1.relu", "1.conv": None, "1.norm": "1.conv", "1.relu": None, "2": "1", "3": None,
     }  # fmt: skip
+
+
+def test_layers_of_another_layout_are_not_doubted():
+    model = nn.Sequential(nn.Linear(3, 8))
+    assert list(maps.doubts(model, ["0"]))
+    assert not list(maps.doubts(model, ["0"], "channels_last"))
+    probe = maps.Probe("0", DropBlock2d(3, layout="channels_last"), {}, [torch.ones(1, 3, 8, 12)])
+    probe(model[0], (), {}, torch.ones(1, 8, 12, 16))
+    assert probe.sizes == [(8, 12)]
+    assert not probe.channels_last

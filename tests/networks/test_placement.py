@@ -1,6 +1,8 @@
-"""docs/placement.md: every block of code runs by itself, and shows what the page says."""
+"""docs/placement.md and docs/recipes.md: every block of code runs by itself, and shows what the page says."""
 
+import contextlib
 import copy
+import io
 import math
 import os
 import re
@@ -17,9 +19,13 @@ from torch_dropblock.networks import sites
 timm = pytest.importorskip("timm", reason="the page has its ResNet")
 torchvision = pytest.importorskip("torchvision", reason="the page has its networks")
 
-PAGE = (Path(__file__).parents[2] / "docs" / "placement.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = "\n".join(DOCS.joinpath(f"{page}.md").read_text(encoding="utf-8") for page in ("placement", "recipes"))
 # the code under each heading, of which none has two blocks
 CODE = dict(re.findall(r"^##+ ([^\n]+)\n(?:(?!^##).)*?```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
+
+# the plans that recipes of one line print
+PLANS = dict(re.findall(r"^### ([^\n]+)\n+```python\n[^`]*```\n+```text\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
 
 RESNET50_BLOCKS = {3: 6, 4: 3}
 RESNET50 = {
@@ -110,7 +116,7 @@ def run(tmp_path_factory):
             before = Path.cwd()
             os.chdir(tmp_path_factory.mktemp("page"))
             try:
-                exec(compile(CODE[heading], f"docs/placement.md, {heading}", "exec"), names := {})
+                exec(compile(CODE[heading], f"docs, {heading}", "exec"), names := {})
             finally:
                 os.chdir(before)
             done[heading] = names
@@ -129,12 +135,40 @@ def outputs(model, names):
 
 def test_the_page_has_no_other_code():
     assert PAGE.count("```python") == len(CODE)
-    assert CODE.keys() == SITES.keys() | {"Names", "The order of things", "Checkpoints", "Frozen batch norms"}
+    rest = {"Any network", "Names", "The order of things", "Checkpoints", "Frozen batch norms"}
+    assert CODE.keys() == SITES.keys() | PLANS.keys() | rest
+    assert len(PLANS) == 10
 
 
-@pytest.mark.parametrize("heading", CODE)
+@pytest.mark.parametrize("heading", CODE.keys() - PLANS.keys())
 def test_code(run, heading):
     assert run(heading)
+
+
+@pytest.mark.parametrize("heading", PLANS)
+def test_plan_of_one_line(run, heading):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run(heading)
+    assert printed.getvalue() == PLANS[heading]
+
+
+@pytest.mark.parametrize(
+    ("heading", "shape"), [("YOLO", (2, 3, 64, 64)), ("Segmentation", (2, 1, 64, 64)), ("Speech", (2, 80, 400))]
+)
+def test_training_step_of_one_line(run, heading, shape):
+    model = copy.deepcopy(run(heading)["model"]).train()
+    x = torch.randn(shape)
+    outputs, again = (y if isinstance(y := model(x), list) else [y] for _ in range(2))
+    assert not torch.equal(outputs[0], again[0])
+    sum(y.square().mean() for y in outputs).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_any_network(run):
+    kept = {name: layer.keep_prob for name, layer in run("Any network")["layers"].items()}
+    assert {name.rpartition(".")[0]: value for name, value in kept.items()} == pytest.approx(
+        {"features.4": 0.975, "features.5": 0.975, "features.6": 0.9, "features.7": 0.9}
+    )
 
 
 @recipes

@@ -7,7 +7,13 @@ import torchvision
 from torch import nn
 from torch._dynamo.utils import counters
 
-from torch_dropblock import KeepProbSchedule, insert_dropblock, insert_dropblock_resnet, remove_dropblock
+from torch_dropblock import (
+    KeepProbSchedule,
+    insert_dropblock,
+    insert_dropblock_resnet,
+    insert_dropblock_stages,
+    remove_dropblock,
+)
 from torch_dropblock.networks import sites
 
 pytestmark = [
@@ -27,6 +33,9 @@ BUILDERS = {
     "timm resnet50d": (lambda: timm.create_model("resnet50d", num_classes=10), 36),
     "timm seresnet50": (lambda: timm.create_model("seresnet50", num_classes=10), 36),
     "timm resnext50": (lambda: timm.create_model("resnext50_32x4d", num_classes=10), 36),
+    "timm resnest14d": (lambda: timm.create_model("resnest14d", num_classes=10), 8),
+    "timm legacy seresnet18": (lambda: timm.create_model("legacy_seresnet18", num_classes=10), 12),
+    "timm legacy seresnet50": (lambda: timm.create_model("legacy_seresnet50", num_classes=10), 36),
     "timm wide resnet50": (lambda: timm.create_model("wide_resnet50_2", num_classes=10), 36),
 }
 RESNET50 = ["torchvision resnet50", "timm resnet50"]
@@ -63,6 +72,31 @@ def test_checkpoints_fit_both_ways(name):
     for group in (model.layer3, model.layer4):
         for block in group:
             assert "downsample" in (vars(block) if block.downsample is None else block._modules)
+
+
+@pytest.mark.parametrize("name", ["res2net50_26w_4s", "resnest14d", "legacy_seresnet18", "legacy_seresnet50"])
+def test_relatives_of_the_resnet(name):
+    """Every place runs once, and the shortcuts of identities too."""
+    model = timm.create_model(name, num_classes=10)
+    plain = {key: value.clone() for key, value in model.state_dict().items()}
+    inserted = insert_dropblock_resnet(model)
+    for layer in inserted.values():
+        layer.keep_prob = 0.0
+    blocks = [block for group in (model.layer3, model.layer4) for block in group]
+    norms = [[n for n, m in block.named_modules() if n.startswith("bn") and not isinstance(m, nn.ModuleList)
+              and "." not in n.removeprefix("bns.")] for block in blocks]  # fmt: skip
+    assert len(inserted) == sum(map(len, norms)) + len(blocks)
+    ran = dict.fromkeys(inserted, 0)
+    for place in inserted:
+
+        def count(_module, _args, output, place=place):
+            ran[place] += int(not output.any())
+
+        model.get_submodule(place).register_forward_hook(count)
+    model(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert set(ran.values()) == {1}
+    assert remove_dropblock(model) == len(inserted)
+    model.load_state_dict(plain, strict=True)
 
 
 def test_a_network_in_evaluation_stays_what_it_is():
@@ -164,17 +198,22 @@ def test_bad_options_change_nothing(options, error):
 
 @pytest.mark.parametrize(
     "build",
-    [
-        torchvision.models.vgg11,
-        torchvision.models.densenet121,
-        lambda: timm.create_model("resnetv2_50"),
-        lambda: timm.create_model("res2net50_26w_4s"),
-        lambda: nn.Sequential(nn.Conv2d(3, 3, 3)),
-    ],
+    [torchvision.models.vgg11, lambda: timm.create_model("resnetv2_18"), lambda: nn.Sequential(nn.Conv2d(3, 3, 3))],
 )
 def test_another_network_is_refused(build):
-    with pytest.raises(ValueError, match=r"has no group layer\d of .*; insert_dropblock\(model, where\) takes any"):
+    with pytest.raises(ValueError, match=r"has no group layer\d of .*; insert_dropblock_stages\(model, .* any network"):
         insert_dropblock_resnet(build())
+
+
+def test_blocks_that_are_not_known_are_named_with_the_calls_that_take_them():
+    model = timm.create_model("skresnet18", num_classes=10)
+    with pytest.raises(ValueError, match=r"are SelectiveKernelBasic of timm\.models\.sknet, .*not known") as error:
+        insert_dropblock_resnet(model)
+    assert "insert_dropblock_stages(model, (1, 3, 224, 224))" in str(error.value)
+    names = insert_dropblock(model, ["layer3.?", "layer4.?"])
+    assert "insert_dropblock(model, ['layer3.?', 'layer4.?'])" in str(error.value)
+    remove_dropblock(model)
+    assert insert_dropblock_stages(model, (1, 3, 64, 64)).keys() == names.keys()
 
 
 def test_a_block_with_a_forward_of_its_own_is_refused():
@@ -187,7 +226,7 @@ def test_a_block_with_a_forward_of_its_own_is_refused():
 
     model = torchvision.models.resnet18()
     model.layer4[1] = Block(512, 512)
-    with pytest.raises(ValueError, match="has no group layer4 of"):
+    with pytest.raises(ValueError, match="the blocks of ResNet.layer4 are BasicBlock of .* and Block of"):
         insert_dropblock_resnet(model)
     model.layer4[1] = OtherName(512, 512)
     assert len(insert_dropblock_resnet(model)) == 12

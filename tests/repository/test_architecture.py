@@ -101,6 +101,7 @@ def test_public_names():
         "insert_dropblock",
         "dropblock_layers",
         "insert_dropblock_resnet",
+        "insert_dropblock_stages",
         "remove_dropblock",
         "convert_dropblock",
         "dropblock_summary",
@@ -143,7 +144,7 @@ for name in torch_dropblock.__all__:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-LAYER = {"keep_prob": 0.9, "rate": "exact", "share_channels": False, "inplace": False}
+LAYER = {"keep_prob": 0.9, "rate": "exact", "share_channels": False, "inplace": False, "layout": "channels_first"}
 DEFAULTS = {
     **{f"DropBlock{dims}d": LAYER for dims in (1, 2, 3)},
     **{f"drop_block{dims}d": LAYER | {"training": True, "generator": None, "key": None} for dims in (1, 2, 3)},
@@ -153,7 +154,10 @@ DEFAULTS = {
     "seed_probability": {"rate": "exact"},
     "KeepProbSchedule": {"curve": "linear", "start_step": 0},
     "insert_dropblock": LAYER | {"block_size": 7, "dims": 2},
-    "insert_dropblock_resnet": LAYER | {"block_size": 7, "groups": (3, 4), "inplace": True},
+    "insert_dropblock_resnet": {k: LAYER[k] for k in ("keep_prob", "rate", "share_channels")}
+    | {"block_size": 7, "groups": (3, 4), "inplace": True},
+    "insert_dropblock_stages": {k: LAYER[k] for k in ("keep_prob", "rate", "share_channels", "inplace")}
+    | {"stages": 2, "block_size": 7, "dims": 2, "where": "blocks", "dry_run": False},
 }
 
 

@@ -18,8 +18,9 @@ MODULES = sorted(
     for path in SOURCE.rglob("[!_]*.py")
     if ">>> " in path.read_text(encoding="utf-8")
 )
-# those of docs/placement.md run in tests/networks/test_placement.py, which looks at what they made
-PAGES = [ROOT / "README.md", *sorted(path for path in ROOT.glob("docs/*.md") if path.stem != "placement")]
+# those of docs/placement.md and docs/recipes.md run in tests/networks/test_placement.py, which looks at what they made
+ELSEWHERE = {"placement", "recipes"}
+PAGES = [ROOT / "README.md", *sorted(path for path in ROOT.glob("docs/*.md") if path.stem not in ELSEWHERE)]
 BLOCKS = [(page, code) for page in PAGES for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
 
 

@@ -7,7 +7,8 @@ import importlib
 import inspect
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ def build(name: str) -> nn.Module:
 
     source, _, what = name.rpartition(":")
     if not source or not what:
-        raise ValueError(f"MODEL must be {FORMS}, got {name!r}")
+        raise ValueError(f"MODEL must be {FORMS}, got {name!r}{_meant(what)}")
     if source in _LIBRARIES:
         return _LIBRARIES[source](what)
     if source.endswith(".py"):
@@ -65,6 +66,20 @@ def _from_timm(name: str) -> nn.Module:
     return model
 
 
+def _meant(name: str) -> str:
+    """Return a question that names the libraries that have this model, or the closest names."""
+    known = {library: list_models() for library, list_models in _NAMES.items() if find_spec(library)}
+    exact = [f"{library}:{name}" for library, names in known.items() if name in names]
+    close = [
+        f"{library}:{near}" for library, names in known.items() for near in difflib.get_close_matches(name, names, 1)
+    ]
+    return f"; did you mean {' or '.join(exact or close)}?" if exact or close else ""
+
+
+_NAMES: dict[str, Callable[[], list[str]]] = {
+    "torchvision": lambda: _imported("torchvision.models").list_models(),
+    "timm": lambda: _imported("timm").list_models(),
+}
 _LIBRARIES = {"torchvision": _from_torchvision, "timm": _from_timm}
 
 

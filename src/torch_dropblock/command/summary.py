@@ -26,6 +26,13 @@ def summary(
         list[str] | None,
         typer.Option("--where", "-w", metavar="GLOB", help="Insert layers after modules of these names; repeatable."),
     ] = None,
+    stages: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Insert layers after the blocks of the last N stages, of any network."),
+    ] = None,
+    modules: Annotated[
+        bool, typer.Option("--modules", help="List the modules that return feature maps instead, and insert nothing.")
+    ] = False,
     block_size: BlockSize = "7",
     keep_prob: KeepProb = "0.9",
     rate: Annotated[
@@ -40,13 +47,18 @@ def summary(
 ) -> None:
     """List the DropBlock layers of a network, their sizes, and what each drops.
 
-    Layers are inserted after the modules of --where or, in a ResNet without layers, at the paper's sites.
+    Layers are inserted after the modules of --where, in the last --stages or, in a ResNet without layers, at the
+    paper's sites.
 
     [bold]Examples[/]
 
     [cyan]torch-dropblock summary torchvision:resnet50[/]
 
     [cyan]torch-dropblock summary timm:resnet18 --progress 0.5[/]  halfway through the training
+
+    [cyan]torch-dropblock summary timm:convnext_tiny --stages 2[/]  any network
+
+    [cyan]torch-dropblock summary timm:convnext_tiny --modules[/]  the places that it has
 
     [cyan]torch-dropblock summary torchvision:vgg11_bn --where 'features.2[36]'[/]
 
@@ -57,6 +69,7 @@ def summary(
     from ..networks.insertion import insert_dropblock
     from ..networks.resnet import insert_dropblock_resnet
     from ..networks.schedule import KeepProbSchedule
+    from ..networks.stages import insert_dropblock_stages, module_table
     from ..networks.summary import dropblock_summary
 
     shape = parsed_size("--input-size", input_size)
@@ -66,8 +79,15 @@ def summary(
     block = parsed_size("--block-size", block_size)
     one_of("--curve", curve, CURVES)
     network = named_models.build(model)
-    if where:
-        dims = len(block) if isinstance(block, list) else len(shape) - 2
+    dims = len(block) if isinstance(block, list) else len(shape) - 2
+    if modules:
+        _print(model, module_table(network, shape, dims, new_console().width))
+        return
+    if where and stages:
+        raise ValueError("--where and --stages exclude each other: name the modules, or let them be found")
+    if stages:
+        insert_dropblock_stages(network, shape, stages=stages, block_size=block, keep_prob=keep, dims=dims, rate=kind)
+    elif where:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             warnings.simplefilter("ignore", maps.DoubtfulSiteWarning)  # the table shows it in more detail
@@ -79,10 +99,14 @@ def summary(
         try:
             insert_dropblock_resnet(network, block_size=block, keep_prob=keep, rate=kind)
         except ValueError as error:
-            raise ValueError(f"{error}; here --where GLOB names the modules that it is to follow") from None
+            raise ValueError(f"{error}; here that is --stages 2, and --modules lists its modules") from None
     if progress is not None:
         KeepProbSchedule(network, STEPS, curve=curve, start_step=round(progress * STEPS))
     table = dropblock_summary(network, shape)
+    _print(model, table.text(new_console().width))
+
+
+def _print(model: str, table: str) -> None:
     console = new_console()
     console.print(Text(model, style="bold"))
-    console.print(Text(table.text(console.width)), soft_wrap=True)
+    console.print(Text(table), soft_wrap=True)

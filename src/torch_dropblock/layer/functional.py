@@ -17,8 +17,9 @@ from ..core.checks import Rate
 from ..core.hints import hinted
 from ..core.keys import as_tensor, device_for_keys, draw_key, draw_key_number
 from ..core.seeds import table_of
-from . import compiled, tracing
+from . import compiled, layouts, tracing
 from .eager import ApplyBlocks, Call
+from .layouts import Layout
 from .record import Record
 
 
@@ -32,6 +33,7 @@ def drop_block1d(
     share_channels: bool = False,
     training: bool = True,
     inplace: bool = False,
+    layout: Layout = "channels_first",
     generator: torch.Generator | None = None,
     key: int | Tensor | None = None,
 ) -> Tensor:
@@ -41,7 +43,7 @@ def drop_block1d(
         >>> drop_block1d(torch.ones(4, 8, 100), 5, keep_prob=0.9).shape
         torch.Size([4, 8, 100])
     """
-    return _drop_block(1, input, block_size, keep_prob, rate, share_channels, training, inplace, generator, key)
+    return _drop_block(1, input, block_size, keep_prob, rate, share_channels, training, inplace, layout, generator, key)
 
 
 @hinted(checks.SWAPPED.format(call="drop_block2d(input, 7, keep_prob=0.9)"))
@@ -54,6 +56,7 @@ def drop_block2d(
     share_channels: bool = False,
     training: bool = True,
     inplace: bool = False,
+    layout: Layout = "channels_first",
     generator: torch.Generator | None = None,
     key: int | Tensor | None = None,
 ) -> Tensor:
@@ -75,6 +78,9 @@ def drop_block2d(
         training: if False, return `input` itself, without checks. With `keep_prob` 1, `input` is also returned, after
             the checks.
         inplace: write into `input`.
+        layout: `"channels_first"`; `"channels_last"` for (N, H, W, C); `"tokens"` for (N, prefix + H·W, C), a square
+            grid behind class and register tokens, which are not dropped; or the size of a grid that is not square.
+            The mask of a key is that of the same maps with channels first.
         generator: source of randomness, on the device of `input`; PyTorch's default one if None. Use it only in eager
             mode, and not with activation checkpointing, which restores only the default generator. Processes with
             equal seeds draw equal masks: `torch.manual_seed(seed + rank)` gives each its own.
@@ -97,7 +103,7 @@ def drop_block2d(
         >>> round((y == 0).float().mean().item(), 2), round(y.mean().item(), 4)
         (0.1, 1.0)
     """
-    return _drop_block(2, input, block_size, keep_prob, rate, share_channels, training, inplace, generator, key)
+    return _drop_block(2, input, block_size, keep_prob, rate, share_channels, training, inplace, layout, generator, key)
 
 
 @hinted(checks.SWAPPED.format(call="drop_block3d(input, (3, 5, 5), keep_prob=0.9)"))
@@ -110,6 +116,7 @@ def drop_block3d(
     share_channels: bool = False,
     training: bool = True,
     inplace: bool = False,
+    layout: Layout = "channels_first",
     generator: torch.Generator | None = None,
     key: int | Tensor | None = None,
 ) -> Tensor:
@@ -119,7 +126,7 @@ def drop_block3d(
         >>> drop_block3d(torch.ones(2, 4, 8, 16, 16), (3, 5, 5), keep_prob=0.9).shape
         torch.Size([2, 4, 8, 16, 16])
     """
-    return _drop_block(3, input, block_size, keep_prob, rate, share_channels, training, inplace, generator, key)
+    return _drop_block(3, input, block_size, keep_prob, rate, share_channels, training, inplace, layout, generator, key)
 
 
 # without the hints for wrong calls, which calls from this library do not need
@@ -185,6 +192,7 @@ def _drop_block(
     share_channels: bool,
     training: bool,
     inplace: bool,
+    layout: Layout,
     generator: torch.Generator | None,
     key: int | Tensor | None,
 ) -> Tensor:
@@ -197,11 +205,34 @@ def _drop_block(
     checks.rate(rate)
     checks.flag("share_channels", share_channels)
     checks.flag("inplace", inplace)
+    layout = layouts.checked(layout, dims)
     key = checks.key(key, generator)
-    return drop(input, sizes, keep_prob, rate, share_channels, inplace, generator, key)
+    return drop_laid_out(input, layout, sizes, keep_prob, rate, share_channels, inplace, generator, key)
 
 
 torch.fx.wrap("_drop_block")  # one node in a trace of `torch.fx`, since a trace has no shapes to check
+
+
+def drop_laid_out(
+    input: Tensor,
+    layout: Layout,
+    block_size: tuple[int, ...],
+    keep_prob: float | Tensor,
+    rate: Rate,
+    share_channels: bool,
+    inplace: bool,
+    generator: torch.Generator | None = None,
+    key: int | Tensor | None = None,
+    record: Record | None = None,
+) -> Tensor:
+    """Call `drop` for an input in any layout."""
+    if layout == "channels_first":
+        return drop(input, block_size, keep_prob, rate, share_channels, inplace, generator, key, record)
+
+    def drop_maps(maps: Tensor, block: tuple[int, ...], inplace: bool) -> Tensor:
+        return drop(maps, block, keep_prob, rate, share_channels, inplace, generator, key, record)
+
+    return layouts.through(drop_maps, input, layout, block_size, inplace)
 
 
 def drop(

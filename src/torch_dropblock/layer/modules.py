@@ -14,7 +14,9 @@ from ..backends import choice
 from ..core import checks, geometry
 from ..core.checks import Rate
 from ..core.hints import hinted
-from .functional import drop
+from . import layouts
+from .functional import drop_laid_out
+from .layouts import Layout
 from .record import Record
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ def call_in_trace(input: Proxy, module: nn.Module, attribute: str = "") -> Any:
 class DropBlockNd(nn.Module):
     dims: ClassVar[int]
     record: Record | None = None  # a schedule sets it
+    layout: Layout = "channels_first"  # of a layer saved before it had one
     _keep_prob_tensor: Tensor
 
     @hinted(checks.SWAPPED.format(call="DropBlock2d(7, keep_prob=0.9)"))
@@ -44,6 +47,7 @@ class DropBlockNd(nn.Module):
         rate: Rate = "exact",
         share_channels: bool = False,
         inplace: bool = False,
+        layout: Layout = "channels_first",
     ) -> None:
         super().__init__()
         self.block_size: int | tuple[int, ...] = block_size  # type: ignore[assignment]
@@ -51,6 +55,7 @@ class DropBlockNd(nn.Module):
         self.rate: Rate = rate
         self.share_channels = share_channels
         self.inplace = inplace
+        self.layout = layout
 
     @property
     def keep_prob(self) -> float:
@@ -103,6 +108,8 @@ class DropBlockNd(nn.Module):
             checks.rate(value)
         elif name in ("share_channels", "inplace"):
             checks.flag(name, value)
+        elif name == "layout":
+            value = layouts.checked(value, self.dims)
         if isinstance(value, nn.Parameter) and isinstance(getattr(type(self), name, None), property):
             value = value.detach()  # else it would be registered as a parameter, past the property
         super().__setattr__(name, value)
@@ -144,12 +151,16 @@ class DropBlockNd(nn.Module):
             keep_prob, record = self._keep_prob_tensor, None
         else:
             record = self.record
-        return drop(input, self._sizes, keep_prob, self.rate, self.share_channels, inplace, record=record)
+        return drop_laid_out(
+            input, self.layout, self._sizes, keep_prob, self.rate, self.share_channels, inplace, record=record
+        )
 
     def extra_repr(self) -> str:
         names = ["block_size", "keep_prob", "rate", "share_channels", "inplace"]
         if self.keep_prob != self.target_keep_prob:
             names.insert(2, "target_keep_prob")
+        if self.layout != "channels_first":
+            names.append("layout")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
@@ -171,6 +182,8 @@ class DropBlock2d(DropBlockNd):
         rate: `"exact"` keeps `keep_prob` of the units on average; `"paper"` uses the paper's γ, which keeps more.
         share_channels: one mask per sample for all of its channels.
         inplace: write into the input.
+        layout: `"channels_first"`, `"channels_last"` for (N, H, W, C), `"tokens"` for a square grid of tokens behind a
+            prefix that is not dropped, (N, prefix + H·W, C), or the size of a grid that is not square.
 
     Raises:
         TypeError: an argument is of the wrong type.

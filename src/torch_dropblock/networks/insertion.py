@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
 from ..core import checks
 from ..core.checks import Rate
 from ..core.hints import Layers, hinted, warn
+from ..layer.layouts import Layout
 from ..layer.modules import DropBlock1d, DropBlock2d, DropBlock3d, DropBlockNd
 from . import maps, notices, sites
 
@@ -33,6 +35,7 @@ def insert_dropblock(
     rate: Rate = "exact",
     share_channels: bool = False,
     inplace: bool = False,
+    layout: Layout = "channels_first",
 ) -> dict[str, nn.Module]:
     """Insert a DropBlock layer after each matching module. The model is changed in place.
 
@@ -55,6 +58,8 @@ def insert_dropblock(
         share_channels: one mask per sample for all of its channels.
         inplace: write into the output of the module; its backward pass must not need that output. If a module returns
             its own input, such as `nn.Identity`, the layer does not write into it.
+        layout: the layout of what the modules return, as for the layer: `"channels_last"` for (N, H, W, C), `"tokens"`
+            for (N, prefix + H·W, C).
 
     Returns:
         The inserted layers, by the name of the module that each follows.
@@ -81,11 +86,12 @@ def insert_dropblock(
     keep_prob = checks.probability("keep_prob", keep_prob)
 
     def layer() -> DropBlockNd:
-        return LAYERS[dims](block_size, keep_prob=keep_prob, rate=rate, share_channels=share_channels, inplace=inplace)
+        options: dict[str, Any] = {"rate": rate, "share_channels": share_channels, "inplace": inplace, "layout": layout}
+        return LAYERS[dims](block_size, keep_prob=keep_prob, **options)
 
     layer()  # check the arguments even if no module matches
     layers = {name: layer() for name in _matches(model, where)}
-    for doubt in maps.doubts(model, list(layers)):
+    for doubt in maps.doubts(model, list(layers), layout):
         warn(doubt, maps.DoubtfulSiteWarning)
     sites.attach(model, layers)
     return Layers(layers)
@@ -201,7 +207,7 @@ def _matches_of(pattern: object, named: dict[str, nn.Module]) -> list[str]:
     if not matched:
         close = difflib.get_close_matches(pattern, names, n=3)
         hint = f"; close to it are {', '.join(map(repr, close))}" if close else ""
-        warn(f"no module is named like {pattern!r}{hint}")
+        warn(f"no module is named like {pattern!r}{hint}; insert_dropblock_stages(model, input_size) finds places")
     # skip parametrizations, which return weights; keep containers only if nothing else matches: `attach` refuses them
     called = [name for name in matched if sites.has_forward(named[name]) and "parametrizations" not in name.split(".")]
     return called or matched

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules import activation, batchnorm, conv, dropout, instancenorm, normalization, pooling
 from torch.utils._pytree import tree_leaves
 
+from ..layer import layouts
+from ..layer.layouts import Layout
+from ..layer.modules import DropBlockNd
 from . import sites
 
 # compared by forward: LayerNorm2d of torchvision and of timm inherits from LayerNorm but has its own
@@ -44,14 +47,14 @@ def has_no_map(module: nn.Module) -> bool:
     return type(module).forward in NO_MAP
 
 
-def doubts(model: nn.Module, names: Sequence[str]) -> Iterator[str]:
+def doubts(model: nn.Module, names: Sequence[str], layout: Layout = "channels_first") -> Iterator[str]:
     """Yield the objections to layers after these modules, from the modules' types, as sentences that name them."""
     modules = {name: model.get_submodule(name) for name in names}
     last = [name for name, module in modules.items() if has_no_map(module)]
-    if last:
+    if last and layout == "channels_first":
         yield (
             "these modules return no feature map, or one with the channels last, which a DropBlock layer takes for a "
-            f"side of the map: {_named(last, modules)}; name modules that return (N, C, ...)"
+            f"side of the map: {_named(last, modules)}; name modules that return (N, C, ...), or give the layout"
         )
     points = [name for name, module in modules.items() if _pools_to_a_point(module)]
     if points:
@@ -108,17 +111,20 @@ class Probe:
         inputs: the inputs of the model.
     """
 
-    def __init__(self, name: str, dims: int, seen: dict[int, Seen], inputs: Sequence[Tensor]) -> None:
-        self.name, self.dims, self.seen = name, dims, seen
+    def __init__(self, name: str, layer: DropBlockNd, seen: dict[int, Seen], inputs: Sequence[Tensor]) -> None:
+        self.name, self.dims, self.layout, self.seen = name, layer.dims, layer.layout, seen
+        dims = layer.dims
         self.image = next((tuple(x.shape[-dims:]) for x in inputs if x.dim() == dims + 2), None)
         self.sizes: list[tuple[int, ...]] = []
         self.channels_last = False
         self.same_map_as: str | None = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        self.sizes.append(tuple(output.shape[-self.dims :]))
-        shape = tuple(output.shape[-self.dims - 1 :])
-        self.channels_last |= has_no_map(module) or (not isinstance(module, WITH_A_MAP) and self._looks_turned(shape))
+        self.sizes.append(layouts.size_of(output.shape, self.layout, self.dims))
+        if self.layout == "channels_first":
+            shape = tuple(output.shape[-self.dims - 1 :])
+            is_known = isinstance(module, WITH_A_MAP)
+            self.channels_last |= has_no_map(module) or (not is_known and self._looks_turned(shape))
         if output.is_inference():
             return  # tensors of inference mode do not count writes
         taken = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)] if _is_unit_for_unit(module) else []
@@ -135,12 +141,17 @@ class Probe:
         if self.image is None or self.dims == 1:
             return False
         turned, straight = _off(shape[:-1], self.image), _off(shape[1:], self.image)
-        return turned <= math.log(1.5) and straight >= turned + math.log(2.0)
+        return same_proportions(shape[:-1], self.image) and straight >= turned + math.log(2.0)
 
 
 def _is_unit_for_unit(module: nn.Module) -> bool:
     kinds = type(module).__mro__
     return any(kind.__module__ in UNIT_FOR_UNIT or kind.__name__ in ALSO_UNIT_FOR_UNIT for kind in kinds)
+
+
+def same_proportions(size: Sequence[int], image: Sequence[int]) -> bool:
+    """Return True if a map has the proportions of the image, or nearly."""
+    return _off(size, image) <= math.log(1.5)
 
 
 def _off(size: Sequence[int], image: Sequence[int]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import nn
@@ -16,11 +16,16 @@ from . import sites
 GROUPS = {1, 2, 3, 4}
 # classes whose forward calls these norms, and calls `downsample` on the shortcut if it is not None
 BLOCKS = {
-    (module, kind)
-    for module in ("torchvision.models.resnet", "timm.models.resnet")
-    for kind in ("BasicBlock", "Bottleneck")
+    ("torchvision.models.resnet", "BasicBlock"),
+    ("torchvision.models.resnet", "Bottleneck"),
+    ("timm.models.resnet", "BasicBlock"),
+    ("timm.models.resnet", "Bottleneck"),
+    ("timm.models.res2net", "Bottle2neck"),
+    ("timm.models.resnest", "ResNestBottleneck"),
+    ("timm.models.senet", "Bottleneck"),
+    ("timm.models.senet", "SEResNetBlock"),
 }
-NORMS = ("bn1", "bn2", "bn3")
+NORMS = ("bn1", "bn2", "bns", "bn3")  # a Res2Net has a list of them, one for each part of its channels
 
 
 @hinted(
@@ -44,8 +49,8 @@ def insert_dropblock_resnet(
     layers in groups 3 and 4, ResNet-18 gets 12. The paper increases the share during training: see `KeepProbSchedule`.
 
     Args:
-        model: a ResNet, ResNeXt or Wide ResNet of torchvision or timm, built from their BasicBlock or Bottleneck; or
-            a part of one that has its groups `layer1` to `layer4`.
+        model: a ResNet, ResNeXt or Wide ResNet of torchvision or timm, or a Res2Net, ResNeSt or SENet of timm; or a
+            part of one that has its groups `layer1` to `layer4`. For other networks use `insert_dropblock_stages`.
         keep_prob: probability that a unit is kept in group 4, in [0, 1].
         block_size: height and width of a block, one int for both or two; clamped to the map.
         groups: the groups, from 1 to 4, that get layers.
@@ -97,10 +102,19 @@ def places(model: nn.Module, groups: Sequence[int]) -> list[Place]:
     found = []
     for group in _checked(groups):
         for number, block in _blocks(model, group):
-            for part in (*(norm for norm in NORMS if hasattr(block, norm)), "downsample"):
-                name = f"layer{group}.{number}.{part}"
-                found.append(Place(name, group, _ends_with_batch_norm(getattr(block, part))))
+            for part in (*_norms(block), "downsample"):
+                module = block._modules.get(part) if part == "downsample" else block.get_submodule(part)
+                found.append(Place(f"layer{group}.{number}.{part}", group, _ends_with_batch_norm(module)))
     return found
+
+
+def _norms(block: nn.Module) -> Iterator[str]:
+    for name in NORMS:
+        norm = getattr(block, name, None)
+        if isinstance(norm, nn.ModuleList):
+            yield from (f"{name}.{i}" for i in range(len(norm)))
+        elif norm is not None:
+            yield name
 
 
 def attach(model: nn.Module, layers: Mapping[str, DropBlockNd]) -> None:
@@ -131,11 +145,7 @@ def _checked(groups: Sequence[int]) -> list[int]:
 def _blocks(model: nn.Module, group: int) -> list[tuple[str, nn.Module]]:
     blocks = _known_blocks(model, group)
     if not blocks:
-        part = next((name for name, module in model.named_modules() if _known_blocks(module, group)), None)
-        raise ValueError(
-            f"{type(model).__name__} has no group layer{group} of torchvision's or timm's BasicBlock or Bottleneck; "
-            + (f"its part model.{part} has" if part else "insert_dropblock(model, where) takes any network")
-        )
+        raise ValueError(_no_group(model, group))
     for number, block in blocks:
         if not isinstance(getattr(block, "drop_block", None), nn.Identity | None):
             raise ValueError(  # noqa: TRY004 - the model is of the right type
@@ -143,6 +153,26 @@ def _blocks(model: nn.Module, group: int) -> list[tuple[str, nn.Module]]:
                 "without drop_block_rate, or replace its layers with convert_dropblock(model)"
             )
     return blocks
+
+
+def _no_group(model: nn.Module, group: int) -> str:
+    """Say which blocks a group has, and what takes them."""
+    what, stages = type(model).__name__, "insert_dropblock_stages(model, (1, 3, 224, 224))"
+    part = next((name for name, module in model.named_modules() if _known_blocks(module, group)), None)
+    if part:
+        return f"{what} has no group layer{group} of blocks that are known here; its part model.{part} has"
+    members = model._modules.get(f"layer{group}")
+    kinds = {type(block) for block in members.children()} if isinstance(members, nn.Sequential) else ()
+    if not kinds:
+        return f"{what} has no group layer{group} of residual blocks; {stages} takes any network"
+    names = " and ".join(sorted(f"{kind.__name__} of {kind.__module__}" for kind in kinds))
+    groups = [name for name in ("layer3", "layer4") if isinstance(model._modules.get(name), nn.Sequential)]
+    blocks = [f"{name}.{'?' * len(block)}" for name in groups for block, _ in getattr(model, name).named_children()]
+    patterns = list(dict.fromkeys(blocks))
+    return (
+        f"the blocks of {what}.layer{group} are {names}, whose forward is not known here; {stages} puts layers after "
+        f"the last blocks, and insert_dropblock(model, {patterns}) after those of {' and '.join(groups)}"
+    )
 
 
 def _known_blocks(model: nn.Module, group: int) -> list[tuple[str, nn.Module]]:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from ..core import checks
+from ..layer import layouts
 from ..layer.modules import DropBlockNd, call_in_trace
 
 RECORD = "_dropblock_sites"
@@ -84,7 +85,7 @@ class Hook:
             return self._trace(module, output)
         training = module.training or layer.training
         # A batch is required: tokens of shape (N, tokens, features) could be taken for an unbatched map.
-        if not isinstance(output, Tensor) or output.dim() != layer.dims + 2:
+        if not isinstance(output, Tensor) or output.dim() != layouts.rank(layer.layout, layer.dims):
             raise self._no_feature_map(output)
         if not training or (output.is_quantized and not layer.training):
             return output  # quantised modules cannot be trained, even in training mode
@@ -97,7 +98,7 @@ class Hook:
 
     def _no_feature_map(self, output: Any) -> Exception:
         layer = self.layer
-        shape = ("(N, C, L)", "(N, C, H, W)", "(N, C, D, H, W)")[layer.dims - 1]
+        shape = layouts.shape_text(layer.layout, layer.dims)
         is_tensor = isinstance(output, Tensor)
         got = f"a tensor of shape {tuple(output.shape)} and {output.dtype}" if is_tensor else type(output).__name__
         what = f"module {self.name!r}" if self.name else "the model itself"
@@ -188,8 +189,8 @@ def find_some(model: nn.Module) -> dict[str, Site]:
     found = find(model)
     if not found:
         raise ValueError(
-            f"{type(model).__name__} has no DropBlock layer; put some in first, with insert_dropblock(model, where) or "
-            "insert_dropblock_resnet(model)"
+            f"{type(model).__name__} has no DropBlock layer; put some in first, with insert_dropblock_stages(model, "
+            "(1, 3, 224, 224)), which finds the places, or with insert_dropblock(model, where)"
         )
     return found
 

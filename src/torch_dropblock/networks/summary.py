@@ -173,7 +173,7 @@ def dropblock_summary(
         model = copy.deepcopy(model)  # lazy parameters take the shapes of this input: only in a copy
         found = sites.find(model)
     seen: dict[int, maps.Seen] = {}
-    recorders = {name: _Recorder(site, maps.Probe(name, site.layer.dims, seen, inputs)) for name, site in found.items()}
+    recorders = {name: _Recorder(site, maps.Probe(name, site.layer, seen, inputs)) for name, site in found.items()}
     hold = modes.Hold((module, False) for module in sites.all_modules(model))
     try:
         try:

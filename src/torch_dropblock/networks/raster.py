@@ -1,0 +1,54 @@
+"""Tell whether tokens are in the order of rows and columns: change a patch of the image, and see which token changes.
+
+Some transformers sort their tokens by windows. A layer that takes them for a grid would drop scattered patches.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..core.geometry import Size
+from .inputs import Inputs
+from .traces import Copy
+
+
+def scrambled(model: nn.Module, inputs: Inputs, grids: Mapping[str, Size]) -> set[str]:
+    """Return the modules of these names whose tokens, a grid each, are in another order.
+
+    The model runs on noise, with values: once, and once for each grid with another patch at the end of its first row.
+    The token there, or one beside it, must change most. A model on the meta device counts as ordered.
+    """
+    grids = {name: grid for name, grid in grids.items() if min(grid[-2:]) > 1}
+    if not grids or any(parameter.is_meta for parameter in model.parameters()):
+        return set()
+    runner = Copy(model, on_meta=False)
+    noise = torch.Generator().manual_seed(0)
+    base = inputs.mapped(lambda x: torch.randn(x.shape, generator=noise).to(x) if x.is_floating_point() else x)
+    plain = runner.outputs(base, grids)
+    found = set()
+    for name, grid in grids.items():
+        changed = runner.outputs(base.mapped(functools.partial(_with_other_patch, grid=grid)), [name])[name]
+        per_token = (changed - plain[name])[0].float().norm(dim=-1)
+        most = int(per_token.argmax()) - (len(per_token) - math.prod(grid))
+        row, column = divmod(most, grid[-1])
+        if not (0 <= row <= 1 and column >= grid[-1] - 2):
+            found.add(name)
+    return found
+
+
+def _with_other_patch(image: Tensor, grid: Size) -> Tensor:
+    """Return an image with the last patch of its first row changed; of a volume, in its first layer."""
+    if image.dim() <= len(grid) or not image.is_floating_point():
+        return image
+    sides = [side // n for side, n in zip(image.shape[-len(grid) :], grid, strict=True)]
+    changed = image.clone()
+    patch = changed
+    for axis, side in enumerate(sides, start=-len(sides)):
+        patch = patch.narrow(axis, 0 if axis < -1 else image.shape[-1] - side, side)
+    patch += 3.0
+    return changed
