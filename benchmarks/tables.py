@@ -1,6 +1,7 @@
 """Write the tables of docs/performance.md, docs/compare.md and README.md from committed rows.
 
     torch-dropblock bench --json benchmarks/results/layer-cpu-1.json
+    python benchmarks/compiled.py --json benchmarks/results/compiled-cpu-1.json
     python benchmarks/resnet50_step.py --json benchmarks/results/resnet50-cpu-1.json
     export GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368
     python benchmarks/resnet50_step.py --json benchmarks/results/resnet50-kept-memory-cpu-1.json
@@ -96,6 +97,21 @@ def summary_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def compiled_table(rows: list[Row]) -> str:
+    """Format one line per case, and the median over all of them."""
+    places = list(dict.fromkeys(row["place"] for row in rows))
+    lines = [f"| {' | '.join(['as a multiple of x * c', *places])} |", f"| {' | '.join(['---'] * (len(places) + 1))} |"]
+    cases = list(dict.fromkeys((tuple(row["shape"]), row["dtype"], row["layout"]) for row in rows))
+    of_place = {place: [row for row in rows if row["place"] == place] for place in places}
+    for shape, dtype, layout in cases:
+        same = {"shape": list(shape), "dtype": dtype, "layout": layout}
+        ratios = [[row["ratio"] for row in of_place[place] if row | same == row] for place in places]
+        label = f"{'×'.join(map(str, shape))}, {dtype}, {layout}"
+        lines.append(f"| {' | '.join([label, *(cell(values, '.2f') for values in ratios)])} |")
+    medians = (format(statistics.median(row["ratio"] for row in of_place[place]), ".2f") for place in places)
+    return "\n".join([*lines, f"| {' | '.join(['median', *medians])} |"])
+
+
 def gpu_tables() -> str:
     """Format the results of `benchmarks/gpu.py`."""
     layers, steps = rows_of("layer-gpu"), rows_of("resnet50-gpu")
@@ -130,6 +146,10 @@ def main() -> None:
     layers_note = f"{machine(layers[0])}; {layers[0]['rounds']} rounds a run"
     steps_note = f"{machine(steps[0])}; batch {steps[0]['batch']}, float32, {steps[0]['rounds']} rounds a run"
     write(page, "layers", f"{layer_table(layers)}\n\n{layers_note}.")
+    compiled = rows_of("compiled-cpu")
+    write(
+        page, "compiled", f"{compiled_table(compiled)}\n\n{machine(compiled[0])}; {compiled[0]['rounds']} rounds a run."
+    )
     write(page, "steps", f"{step_table(steps)}\n\n{steps_note}.")
     write(page, "kept", f"{step_table(kept)}\n\n{steps_note}.")
     for folder in sorted(path.parent for path in ROOT.glob("results/*/table.md")):
