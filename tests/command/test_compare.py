@@ -273,7 +273,11 @@ def test_measures_have_tables_and_plots(tmp_path):
     assert code == 0
     assert re.search(r"^occlusion$[^A-Z]*^ dropout +\d+\.\d\d +[+-]\d+\.\d\d +1$", out, re.MULTILINE)
     assert re.search(r"^calibration$[^A-Z]*ECE, % +− baseline +NLL +− baseline +seeds$", out, re.MULTILINE)
-    assert out.endswith(f"{tmp_path}/occlusion.png\n{tmp_path}/reliability.png\n")
+    assert [line.rpartition("/")[2] for line in out.splitlines()[-3:]] == [
+        "occlusion.png",
+        "reliability.png",
+        "differences.png",
+    ]
     assert "**calibration**" in (tmp_path / "table.md").read_text()
     assert succeed(*words) == out  # what was measured is shown, wanted or not
 

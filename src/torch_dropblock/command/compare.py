@@ -174,6 +174,7 @@ def compare(
     """
     from ..compare import data as images
     from ..compare import distributed, measure_report, networks, report, study
+    from ..compare.files import files_of
     from ..compare.image_file import UnreadableImageError
     from ..compare.measures.choice import chosen as measures_chosen
     from ..compare.progress import StudyProgress
@@ -242,15 +243,12 @@ def compare(
     if lacking:
         console.print(f"Not measured, since --save-weights did not keep the weights: {', '.join(lacking)}.")
     if results:
-        lines, title = report.lines_of(results, asked), report.title_of(settings)
-        about = report.about(settings, len(source.train), len(source.val), results)  # type: ignore[arg-type]
-        tables = measure_report.tables(results, asked)
-        _print_table(console, lines, title)
-        for table in tables:
+        _print_table(console, report.lines_of(results, asked), report.title_of(settings))
+        for table in measure_report.tables(results, asked):
             _print_measure(console, table)
-        print_path(console, records.write("table.md", "\n".join([report.markdown(lines, about), *map(str, tables)])))
-        for name, picture in (report.draw(results, asked, title) | measure_report.draw(results, asked, title)).items():
-            print_path(console, records.write(name, picture))
+        counts = source.counts
+        for name, content in files_of(settings, results, asked, counts["train"], counts["val"]).items():
+            print_path(console, records.write(name, content))
     raise typer.Exit(code)
 
 
