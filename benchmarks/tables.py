@@ -1,4 +1,4 @@
-"""Write the tables of docs/performance.md, docs/compare.md and README.md from committed rows.
+"""Write the tables of README.md, docs/performance.md and docs/evidence.md from committed rows.
 
     torch-dropblock bench --json benchmarks/results/layer-cpu-1.json
     python benchmarks/compiled.py --json benchmarks/results/compiled-cpu-1.json
@@ -7,8 +7,8 @@
     python benchmarks/resnet50_step.py --json benchmarks/results/resnet50-kept-memory-cpu-1.json
     python benchmarks/tables.py
 
-The table of docs/compare.md comes from a folder in results that `torch-dropblock compare` wrote; its settings.json and
-results.jsonl record how.
+The tables and plots of docs/evidence.md come from the folders in results. `torch-dropblock compare`
+wrote their settings.json and results.jsonl, which record how.
 
 Runs of one kind are numbered. A cell is the median over runs, with their minimum and maximum.
 """
@@ -17,19 +17,30 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rates import between_markers
+from torch_dropblock.compare.files import files_of
+from torch_dropblock.compare.rows import TABLE_1
+from torch_dropblock.compare.settings import Settings
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 # A GPU takes the same time each round; if the spread exceeds this share of the median, it waited for the host.
 LATE = 0.05
 Row = dict[str, Any]
+# images of the committed studies
+CIFAR10 = {"train": 50_000, "val": 10_000}
+PICTURES = {
+    "accuracy.png": "Top-1 of each run and the mean of each row",
+    "curves.png": "Top-1 by epoch, a panel a row",
+    "differences.png": "Differences from the baseline with their intervals, a panel for each number",
+    "occlusion.png": "Top-1 by hidden share, a panel a row",
+    "reliability.png": "Top-1 by confidence, a panel a row",
+}
 
 
 def rows_of(kind: str) -> list[Row]:
@@ -124,14 +135,20 @@ def gpu_tables() -> str:
     return "\n\n".join(parts)
 
 
-def comparison(folder: Path) -> str:
-    """Format the table of a study, and copy its plots into the documentation."""
-    pictures = {"accuracy": "Top-1 of each run and the mean of each row", "curves": "Top-1 by epoch, a panel a row"}
-    parts = [(folder / "table.md").read_text(encoding="utf-8").strip()]
-    for name, what in pictures.items():
-        target = ROOT / "docs" / "images" / f"compare-{folder.name}-{name}.png"
-        shutil.copyfile(folder / f"{name}.png", target)
-        parts.append(f"![{what}](images/{target.name})")
+def comparison(folder: Path, page: str) -> str:
+    """Format the tables of a study, draw its plots into the documentation, and show those that a page does not yet."""
+    settings = Settings(**json.loads((folder / "settings.json").read_text(encoding="utf-8")))
+    lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    results = [json.loads(line) for line in lines]
+    rows = sorted({result["row"] for result in results}, key=lambda row: (TABLE_1.index(row.split(":")[0]), row))
+    train = settings.limit_train or CIFAR10["train"]
+    files = files_of(settings, results, rows, train, CIFAR10["val"])
+    parts = [str(files.pop("table.md")).strip()]
+    for name, picture in files.items():
+        target = ROOT / "docs" / "images" / f"compare-{folder.name}-{name}"
+        target.write_bytes(bytes(picture))  # type: ignore[arg-type]
+        link = f"![{PICTURES[name]}](images/{target.name})"
+        parts += [link] if link not in page else []
     return "\n\n".join(parts)
 
 
@@ -143,6 +160,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     layers, steps, kept = rows_of("layer-cpu"), rows_of("resnet50-cpu"), rows_of("resnet50-kept-memory-cpu")
     page = ROOT / "docs" / "performance.md"
+    evidence = ROOT / "docs" / "evidence.md"
     layers_note = f"{machine(layers[0])}; {layers[0]['rounds']} rounds a run"
     steps_note = f"{machine(steps[0])}; batch {steps[0]['batch']}, float32, {steps[0]['rounds']} rounds a run"
     write(page, "layers", f"{layer_table(layers)}\n\n{layers_note}.")
@@ -152,8 +170,10 @@ def main() -> None:
     )
     write(page, "steps", f"{step_table(steps)}\n\n{steps_note}.")
     write(page, "kept", f"{step_table(kept)}\n\n{steps_note}.")
-    for folder in sorted(path.parent for path in ROOT.glob("results/*/table.md")):
-        write(ROOT / "docs" / "compare.md", f"compare:{folder.name}", comparison(folder))
+    for folder in sorted(path.parent for path in ROOT.glob("results/*/results.jsonl")):
+        name = f"compare:{folder.name}"
+        rest = between_markers(evidence.read_text(encoding="utf-8"), "", name)
+        write(evidence, name, comparison(folder, rest))
     if rows_of("layer-gpu"):
         write(ROOT / "docs" / "kernel.md", "gpu", gpu_tables())
     write(ROOT / "README.md", "cost", f"{summary_table(layers)}\n\n{layers_note}.")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .networks.insertion import insert_dropblock as insert_dropblock
     from .networks.insertion import remove_dropblock as remove_dropblock
     from .networks.monte_carlo import mc_dropblock as mc_dropblock
+    from .networks.prediction import mc_predict as mc_predict
     from .networks.resnet import insert_dropblock_resnet as insert_dropblock_resnet
     from .networks.schedule import KeepProbSchedule as KeepProbSchedule
     from .networks.stages import insert_dropblock_stages as insert_dropblock_stages
@@ -40,6 +41,7 @@ else:
         "networks.conversion": ("convert_dropblock",),
         "networks.insertion": ("dropblock_layers", "insert_dropblock", "remove_dropblock"),
         "networks.monte_carlo": ("mc_dropblock",),
+        "networks.prediction": ("mc_predict",),
         "networks.resnet": ("insert_dropblock_resnet",),
         "networks.schedule": ("KeepProbSchedule",),
         "networks.stages": ("insert_dropblock_stages",),

@@ -1,9 +1,12 @@
 """`torch-dropblock compare`: what is typed, and what is printed."""
 
+import contextlib
 import io
+import math
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +15,10 @@ from rich.console import Console
 from helpers import image_sets, studies
 from helpers.command import call, complaint, succeed
 from torch_dropblock.command.compare import _print_table
+from torch_dropblock.compare import side_by_side
 from torch_dropblock.compare.report import Difference, Line
 from torch_dropblock.compare.rows import TABLE_1
-from torch_dropblock.compare.settings import Settings
+from torch_dropblock.compare.settings import Settings, settings_of
 from torch_dropblock.compare.study import Study
 
 
@@ -22,6 +26,12 @@ from torch_dropblock.compare.study import Study
 def _one_thread():
     with studies.one_thread():
         yield
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """Without a second process, which a whole study of digits is worth."""
+    monkeypatch.setattr("torch_dropblock.compare.side_by_side.WORTH_STEPS", math.inf)
 
 
 @pytest.fixture
@@ -39,7 +49,7 @@ def test_without_a_word_it_is_the_papers_table_on_digits_with_three_seeds(made, 
     monkeypatch.chdir(tmp_path)
     assert call("compare")[0] == 0
     (work,) = made
-    assert work.settings == Settings(data="digits", model="small", epochs=5, batch_size=64)
+    assert work.settings == Settings(data="digits", model="small", epochs=6, batch_size=64)
     assert tuple(row.name for row in work.rows) == TABLE_1
     assert list(work.seeds) == [0, 1, 2]
     assert work.machine == studies.Machine()
@@ -102,12 +112,12 @@ def test_torchruns_processes_are_used(made, tmp_path, monkeypatch):
         (("--data", "imagenet"), "--data must be digits, fashion-mnist, cifar10 or folder:DIR, got 'imagenet'"),
         (
             ("--data", "cifar10", "--data-dir", "absent"),
-            "the folder absent does not hold cifar10, or not whole: --data",
+            "--data-dir must be a folder with all files of cifar10, got absent; name another one, or add --download",
         ),
-        (("--data", "folder:absent"), "there is no folder absent of images"),
+        (("--data", "folder:absent"), "--data must name a folder of images, got absent"),
         (("--rows", "dropblok"), "got 'dropblok'; close to it: dropblock"),
         (("--rows", "dropout,"), "joined by +, got ''"),
-        (("--rows", "cutout,cutout"), "--rows must not name one twice, got cutout, cutout"),
+        (("--rows", "cutout,cutout"), "--rows must name each row once, got cutout, cutout"),
         (("--seeds", 0), "--seeds must be an int of at least 1, got 0"),
         (("--epochs", 0), "--epochs must be an int of at least 1, got 0"),
         (("--keep-prob", 1.5), "--keep-prob must be a number in [0, 1], got 1.5"),
@@ -220,6 +230,27 @@ def test_without_the_extra_one_line_says_how_to_get_it(name):
     )
 
 
+def test_a_long_study_of_digits_has_a_second_process(monkeypatch, tmp_path):
+    calls = []
+
+    @contextlib.contextmanager
+    def helped(work):
+        calls.append(work)
+        yield SimpleNamespace(join=lambda: calls.append("joined"))
+        calls.append("ended")
+
+    monkeypatch.setattr(side_by_side, "helped", helped)
+    monkeypatch.setattr(side_by_side, "WORTH_STEPS", 1)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(Study, "run", lambda _: calls.append("run"))
+    words = ("--rows", "cutout", "--seeds", 2, "--measure", "parts", "--accelerator", "cpu", "--save-weights")
+    assert call("compare", "--out", tmp_path, *words)[0] == 0
+    assert calls[1:] == ["run", "joined", "run", "ended"]  # the second run is for what a process that failed has left
+    assert calls[0] == side_by_side.Work(
+        settings_of(None), ["baseline", "cutout"], range(2), tmp_path, ["parts"], "cpu", save_weights=True
+    )
+
+
 # --- what is printed -------------------------------------------------------------------------------------------------
 
 
@@ -273,7 +304,11 @@ def test_measures_have_tables_and_plots(tmp_path):
     assert code == 0
     assert re.search(r"^occlusion$[^A-Z]*^ dropout +\d+\.\d\d +[+-]\d+\.\d\d +1$", out, re.MULTILINE)
     assert re.search(r"^calibration$[^A-Z]*ECE, % +− baseline +NLL +− baseline +seeds$", out, re.MULTILINE)
-    assert out.endswith(f"{tmp_path}/occlusion.png\n{tmp_path}/reliability.png\n")
+    assert [line.rpartition("/")[2] for line in out.splitlines()[-3:]] == [
+        "occlusion.png",
+        "reliability.png",
+        "differences.png",
+    ]
     assert "**calibration**" in (tmp_path / "table.md").read_text()
     assert succeed(*words) == out  # what was measured is shown, wanted or not
 

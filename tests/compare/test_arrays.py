@@ -50,11 +50,11 @@ def test_cifar10_from_arrays(tmp_path):
         (
             np.zeros((4, 32, 32, 3)),
             None,
-            r"train_images.npy must hold uint8 images .* holds float64 of \(4, 32, 32, 3\)",
+            r"train_images.npy must hold uint8 images .* got float64 of \(4, 32, 32, 3\)",
         ),
-        (np.zeros((4, 3, 32, 32), np.uint8), None, r"of shape \(N, S, S, 3\), it holds uint8 of \(4, 3, 32, 32\)"),
+        (np.zeros((4, 3, 32, 32), np.uint8), None, r"of shape \(N, S, S, 3\), got uint8 of \(4, 3, 32, 32\)"),
         (None, np.arange(7), r"train_labels.npy must hold a class from 0 for each of the 40 images .* int64 of \(7,\)"),
-        (None, np.zeros(40), r"it holds float64 of \(40,\)"),
+        (None, np.zeros(40), r"got float64 of \(40,\)"),
         (np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 1, 2, -1]), r"a class from 0 for each"),
     ],
 )
@@ -66,7 +66,7 @@ def test_arrays_that_are_not_such_images(tmp_path, images, classes, words):
 @pytest.mark.parametrize("content", [b"", b"an array"])
 def test_a_damaged_array_is_named(tmp_path, content):
     (cifar10(tmp_path) / "cifar10" / "test_labels.npy").write_bytes(content)
-    with pytest.raises(ValueError, match="test_labels.npy is no array of NumPy, or a damaged one"):
+    with pytest.raises(ValueError, match="test_labels.npy must be an array that NumPy saved"):
         load(tmp_path, data="cifar10")
 
 
@@ -93,14 +93,14 @@ def test_fashion_mnist_as_torchvision_has_it(tmp_path):
 @pytest.mark.parametrize("name", ["cifar10", "fashion-mnist"])
 def test_absent_data_name_the_ways_to_them(tmp_path, name):
     for folder in (tmp_path, tmp_path / "not there"):
-        with pytest.raises(ValueError, match=f"does not hold {name}.*--data-dir names where it is, --download gets it"):
+        with pytest.raises(ValueError, match=f"--data-dir must .* all files of {name}, got .*or add --download"):
             load(folder, data=name)
 
 
 def test_a_damaged_file_of_torchvision(tmp_path):
     file = fashion_mnist(tmp_path) / "train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(ValueError, match="does not hold fashion-mnist, or not whole"):
+    with pytest.raises(ValueError, match="must be a folder with all files of fashion-mnist"):
         load(tmp_path, data="fashion-mnist")
 
 

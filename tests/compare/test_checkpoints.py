@@ -30,7 +30,7 @@ def test_a_checkpoint_that_is_none_is_named(tmp_path, damage):
         torch.save(saved | {"state_dict": {**saved["state_dict"], name: value.repeat(2)}}, file)
     else:
         file.write_bytes({"empty": b"", "cut short": file.read_bytes()[:5000], "text": b"x" * 100}[damage])
-    with pytest.raises(ValueError, match=r"last\.ckpt is damaged, or of other images; without it the run starts again"):
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged, or of other images; delete it to train the run from"):
         study(tmp_path).run()
     file.unlink()
     heard = Heard()

@@ -64,7 +64,7 @@ def test_folders_that_are_not_possible(tmp_path, make, words):
 
 
 def test_no_folder_at_all(tmp_path):
-    with pytest.raises(ValueError, match="there is no folder .*nowhere of images"):
+    with pytest.raises(ValueError, match="--data must name a folder of images, got .*nowhere, which is none"):
         folder(tmp_path / "nowhere")
 
 

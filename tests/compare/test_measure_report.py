@@ -65,5 +65,5 @@ def test_plots_of_what_was_measured(rows):
     curve = {"auc": 0.5, "curve": [[0.0, 0.9], [0.5, 0.3]]}
     runs = [result | {"measures": result["measures"] | {"occlusion": curve}} for result in RUNS if "measures" in result]
     files = draw(runs, rows, "cifar10 $x")
-    assert set(files) == {"occlusion.png", "reliability.png"}
+    assert set(files) == {"occlusion.png", "reliability.png", *(["differences.png"] if len(rows) > 1 else [])}
     assert all(content.startswith(b"\x89PNG") for content in files.values())

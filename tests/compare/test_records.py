@@ -82,7 +82,7 @@ def test_of_two_commands_with_other_settings_that_start_together_one_is_refused(
 def test_runs_without_settings_are_refused(tmp_path):
     Records(tmp_path, Settings()).add(result())
     (tmp_path / "settings.json").unlink()
-    with pytest.raises(ValueError, match="holds runs but no settings.json, which says how they were made"):
+    with pytest.raises(ValueError, match="holds runs but not settings.json, their settings; use another --out"):
         Records(tmp_path, Settings())
 
 

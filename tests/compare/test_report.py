@@ -1,10 +1,8 @@
 """Means, intervals, the table and the pages."""
 
 import io
-import json
 import math
 import statistics
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -233,19 +231,3 @@ def test_the_baseline_is_drawn_behind(monkeypatch):
     )
     report.curves_page(results(baseline=[0.5], dropblock=[0.6]), ["baseline", "dropblock"], "title")
     assert behind == [["baseline"], ["baseline"]]
-
-
-# --- what is committed --------------------------------------------------------------------------------------------
-
-ROOT = Path(__file__).parents[2]
-STUDIES = sorted(path.parent for path in ROOT.glob("results/*/results.jsonl"))
-
-
-@pytest.mark.parametrize("folder", STUDIES, ids=[folder.name for folder in STUDIES])
-def test_the_table_in_the_docs_is_that_of_the_committed_runs(folder):
-    runs = [json.loads(line) for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()]
-    lines = report.lines_of(runs, list(dict.fromkeys(run["row"] for run in runs)))
-    page = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
-    section = page.split(f"<!-- compare:{folder.name}:begin -->")[1].split(f"<!-- compare:{folder.name}:end -->")[0]
-    for line in lines:
-        assert f"| {' | '.join(report.cells(line, with_top5=False))} |" in section

@@ -123,9 +123,7 @@ WRONG = {
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
 def test_a_value_that_is_none_is_named_with_the_file_and_the_line(tmp_path, name, value):
     file = written(tmp_path, result(seed=1), result(**{name: value}))
-    with pytest.raises(
-        ValueError, match=f"results.jsonl, line 2: {name} must be .*, got .*; without the line"
-    ) as error:
+    with pytest.raises(ValueError, match=f"results.jsonl, line 2: {name} must be .*, got .*; delete the line") as error:
         read_results(file)
     assert len(str(error.value)) < len(str(file)) + 200
     assert WRONG.keys() == NEEDED.keys() | OPTIONAL.keys()

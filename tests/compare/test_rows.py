@@ -74,5 +74,5 @@ def test_what_is_no_row(name, words):
 
 
 def test_a_row_named_twice_is_refused():
-    with pytest.raises(ValueError, match="rows must not name one twice, got cutout, dropout, cutout"):
+    with pytest.raises(ValueError, match="rows must name each row once, got cutout, dropout, cutout"):
         parsed(["cutout", "dropout", "cutout"], Settings())

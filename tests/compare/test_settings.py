@@ -10,7 +10,7 @@ from torch_dropblock.compare.settings import MILESTONES, PRESETS, WARMUP, Settin
 
 
 def test_without_a_word_it_is_the_quick_preset_for_digits_and_the_standard_one_for_the_rest():
-    assert settings_of(None) == Settings(data="digits", model="small", epochs=5, batch_size=64)
+    assert settings_of(None) == Settings(data="digits", model="small", epochs=6, batch_size=64)
     assert settings_of(None, data="cifar10") == Settings(data="cifar10", model="small", epochs=30, batch_size=128)
     assert settings_of(None, data="folder:x").model == "resnet50"
 

@@ -22,6 +22,7 @@ from helpers import studies
 from helpers.studies import Heard, Stops, finish, free_port, results, start, study, wait_for
 from torch_dropblock.compare import data, networks
 from torch_dropblock.compare.image_file import UnreadableImageError
+from torch_dropblock.compare.measures import images, uncertainty
 from torch_dropblock.compare.measures.choice import MEASURES
 from torch_dropblock.compare.rows import Row
 from torch_dropblock.compare.settings import Settings
@@ -31,8 +32,12 @@ ALL = [(row, seed) for seed in range(2) for row in ("baseline", NAMES)]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with studies.one_thread():
+def _quickly():
+    """Use one thread, and measure with few passes and few other images."""
+    with studies.one_thread(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uncertainty, "PASSES", 2)
+        patch.setattr(images, "MOST_PIECES", 20)
+        patch.setattr(images, "MOST", 100)
         yield
 
 
@@ -177,9 +182,9 @@ def test_a_run_that_was_killed_while_it_was_measured_is_not_trained_again(measur
         measures = result.pop("measures")
         assert list(measures) == list(MEASURES)
         assert result == results(whole[0])[run]
-        assert measures["occlusion"]["curve"][0] == [0.0, pytest.approx(result["top1"], abs=1e-6)]
-        assert measures["calibration"]["nll"] == pytest.approx(result["loss"], rel=1e-5)
-        assert measures["uncertainty"]["passes"] == (20 if run[0] == NAMES else 1)
+        assert measures["occlusion"]["curve"][0][1] == pytest.approx(result["top1"], abs=0.15)  # of 90 of the 360
+        assert measures["calibration"]["nll"] == pytest.approx(result["loss"], rel=0.2)
+        assert measures["uncertainty"]["passes"] == (2 if run[0] == NAMES else 1)
 
 
 def test_measures_can_be_added_to_runs_whose_weights_were_saved(measured, whole, tmp_path):
@@ -207,7 +212,7 @@ def test_damaged_weights_are_named(whole, tmp_path, content):
         torch.save(networks.build("resnet18", 10, 1, 8).state_dict(), file)
     else:
         file.write_bytes(content)
-    with pytest.raises(ValueError, match="baseline-seed0.pt is damaged, or of another network; without it the run is"):
+    with pytest.raises(ValueError, match="baseline-seed0.pt is damaged, or of another network; delete it to leave"):
         study(path, measures=["parts"]).run()
 
 
@@ -296,10 +301,10 @@ def test_all_unreadable_images_are_named_in_one_line(tmp_path, workers, number, 
 
 
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(whole, tmp_path):
-    """Three times by SIGKILL, at moments that differ from one test to the next, and each time started again."""
+    """Twice by SIGKILL, at moments that differ from one test to the next, and each time started again."""
     command = studies.arguments(tmp_path, NAMES, seeds=2)
     moments = random.Random()
-    for _ in range(3):
+    for _ in range(2):
         process = start(*command)
         wait_for(lambda: (tmp_path / "unfinished").exists() or len(results(tmp_path)) == 4, process)
         time.sleep(moments.uniform(0, 1))
@@ -341,14 +346,19 @@ def small_disk(path):
     return done.returncode == 0
 
 
-def test_a_full_disk_is_one_line_and_what_is_finished_stays(whole, tmp_path):
+def test_a_full_disk_is_named_and_what_is_finished_stays(whole, tmp_path):
     path = tmp_path / "disk"
     if shutil.which("mount") is None or not small_disk(path):
         pytest.skip("a file system cannot be mounted here")
     try:
         for name in ("settings.json", "results.jsonl"):
             shutil.copy(whole[0] / name, path)
-        check_no_room(path, start(*studies.arguments(path, seeds=3)), "No space left on device")
+        before = (path / "results.jsonl").read_text()
+        with pytest.raises(OSError, match="No space left on device") as error:
+            study(path, seeds=3).run()
+        assert error.value.filename == f"{path}/unfinished/baseline-seed2/last.ckpt"
+        assert (path / "results.jsonl").read_text() == before
+        assert not list(path.rglob("*.part"))
     finally:
         subprocess.run(["umount", path], check=True)
 
@@ -357,14 +367,10 @@ def test_a_full_disk_is_one_line_and_what_is_finished_stays(whole, tmp_path):
 def test_a_file_that_may_not_grow_is_one_line_and_what_is_finished_stays(whole, tmp_path):
     path = shutil.copytree(whole[0], tmp_path / "study")
     limited = ["sh", "-c", f'ulimit -f 500; exec {sys.executable} "$@"', "sh"]
-    check_no_room(path, start(*studies.arguments(path, seeds=3), before=limited), "File too large")
-
-
-def check_no_room(path, process, words):
     before = (path / "results.jsonl").read_text()
-    code, _, err = finish(process)
+    code, _, err = finish(start(*studies.arguments(path, seeds=3), before=limited))
     assert code == 2
-    assert err == f"error: {path}/unfinished/baseline-seed2/last.ckpt: {words}\n"
+    assert err == f"error: {path}/unfinished/baseline-seed2/last.ckpt: File too large\n"
     assert (path / "results.jsonl").read_text() == before
     assert not list(path.rglob("*.part"))
 

@@ -199,3 +199,30 @@ def test_a_key_comes_from_the_generator_alone():
     assert torch.equal(state, torch.get_rng_state())
     assert first == keys.draw_key(CPU, torch.Generator().manual_seed(1))
     assert first != keys.draw_key(CPU, torch.Generator().manual_seed(2))
+
+
+# --- supplied keys -----------------------------------------------------------------------------------------------
+
+
+def test_a_word_is_that_of_its_stream():
+    key = 0x0123456789ABCDEF
+    bases = keys.stream_bases(key, 0, 3)
+    for stream in range(3):
+        for index in range(3):
+            expected = keys.mix_(bases[stream : stream + 1] + keys.signed(index * keys.PHI))
+            assert keys.word(key, stream, index) == expected.item()
+
+
+def test_supplied_keys_go_to_calls_without_a_generator_in_their_order():
+    state = torch.get_rng_state()
+    with keys.supplied(iter([1, -2, 3])):
+        assert keys.draw_key_number(None) == 1
+        assert keys.draw_key_number(torch.Generator().manual_seed(1)) not in (-2, 3)
+        with keys.supplied(iter([7])):
+            assert keys.draw_key(CPU, None).item() == 7
+        drawn = keys.draw_key(CPU, None)
+        assert (drawn.dtype, drawn.dim(), drawn.item()) == (torch.int64, 0, -2)
+        assert torch.equal(torch.get_rng_state(), state)
+        with ThreadPoolExecutor(1) as thread:  # another thread draws its own
+            assert thread.submit(keys.draw_key_number, None).result() != 3
+    assert keys.draw_key_number(None) != 3

@@ -106,6 +106,7 @@ def test_public_names():
         "convert_dropblock",
         "dropblock_summary",
         "mc_dropblock",
+        "mc_predict",
         "use_backend",
         "backend_report",
         "KeepProbSchedule",

@@ -5,7 +5,6 @@ PyTorch and Lightning are imported when the command runs, so that `--help` start
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +17,7 @@ from .terminal import new_console, one_thread, print_path, print_table
 if TYPE_CHECKING:
     from ..compare.measure_report import Table
     from ..compare.report import Line
+    from ..compare.study import Study
 
 ROWS = (
     "baseline, dropout, droppath, spatial-dropout, cutout, autoaugment, label-smoothing and dropblock, joined by +, "
@@ -117,7 +117,7 @@ def compare(
         _in(
             RECIPE,
             metavar="P",
-            help="quick: 5 epochs, batches of 64. standard: 30 of 128. paper: the paper's recipe for ImageNet, "
+            help="quick: 6 epochs, batches of 64. standard: 30 of 128. paper: the paper's recipe for ImageNet, "
             "ResNet-50 and 270 epochs of 1024. The options below change it.",
             show_default="quick for digits, else standard",
         ),
@@ -145,7 +145,7 @@ def compare(
     nodes: Annotated[
         int | None, _in(WHERE, metavar="N", help="Number of nodes.", show_default="torchrun's, else 1")
     ] = None,
-    workers: Annotated[int, _in(WHERE, metavar="N", help="Processes per device that load images.")] = 0,
+    workers: Annotated[int, _in(WHERE, metavar="N", help="Processes per device that load the images of a folder.")] = 0,
     data_dir: Annotated[Path, _in(WHERE, metavar="DIR", help="Folder of fashion-mnist and cifar10.")] = Path("data"),
     download: Annotated[
         bool, typer.Option("--download", rich_help_panel=WHERE, help="Download the data set if it is missing.")
@@ -174,6 +174,7 @@ def compare(
     """
     from ..compare import data as images
     from ..compare import distributed, measure_report, networks, report, study
+    from ..compare.files import files_of
     from ..compare.image_file import UnreadableImageError
     from ..compare.measures.choice import chosen as measures_chosen
     from ..compare.progress import StudyProgress
@@ -219,10 +220,11 @@ def compare(
         progress.note(source.notes)
         progress.expect(len(work.runs), len(work.unfinished), work.steps_of_a_run)
         try:
-            tiny = settings.data == "digits" and settings.model == networks.SMALL
-            # with 8×8 pixels a second thread mostly waits, and for long on a busy machine
-            with stop.listening(), one_thread() if tiny else nullcontext():
-                work.run()
+            with stop.listening():
+                if settings.data == "digits" and settings.model == networks.SMALL and machine.processes == 1:
+                    _run_tiny(work)
+                else:
+                    work.run()
             stopped = False
         except KeyboardInterrupt:
             stopped = True
@@ -242,16 +244,37 @@ def compare(
     if lacking:
         console.print(f"Not measured, since --save-weights did not keep the weights: {', '.join(lacking)}.")
     if results:
-        lines, title = report.lines_of(results, asked), report.title_of(settings)
-        about = report.about(settings, len(source.train), len(source.val), results)  # type: ignore[arg-type]
-        tables = measure_report.tables(results, asked)
-        _print_table(console, lines, title)
-        for table in tables:
+        _print_table(console, report.lines_of(results, asked), report.title_of(settings))
+        for table in measure_report.tables(results, asked):
             _print_measure(console, table)
-        print_path(console, records.write("table.md", "\n".join([report.markdown(lines, about), *map(str, tables)])))
-        for name, picture in (report.draw(results, asked, title) | measure_report.draw(results, asked, title)).items():
-            print_path(console, records.write(name, picture))
+        counts = source.counts
+        for name, content in files_of(settings, results, asked, counts["train"], counts["val"]).items():
+            print_path(console, records.write(name, content))
     raise typer.Exit(code)
+
+
+def _run_tiny(work: Study) -> None:
+    """Use one thread, since with 8×8 pixels a second one mostly waits, and a second process if it saves time."""
+    from ..compare import side_by_side
+
+    unfinished = work.unfinished
+    with one_thread():
+        if len(unfinished) < 2 or not side_by_side.worth_it(len(unfinished) * work.steps_of_a_run):
+            work.run()
+            return
+        shared = side_by_side.Work(
+            work.settings,
+            [row.name for row in work.rows],
+            work.seeds,
+            work.records.path,
+            work.records.measures,
+            work.machine.accelerator,
+            work.save_weights,
+        )
+        with side_by_side.helped(shared) as process:
+            work.run()
+            process.join()
+            work.run()  # what a process that failed has left
 
 
 def _print_table(console: Console, lines: list[Line], title: str) -> None:

@@ -72,12 +72,12 @@ def _cifar10(data_dir: Path, train: bool, download: bool) -> Part:
         images, labels = map(_array, files)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
             raise ValueError(
-                f"{files[0]} must hold uint8 images of shape (N, S, S, 3), it holds {images.dtype} of {images.shape}"
+                f"{files[0]} must hold uint8 images of shape (N, S, S, 3), got {images.dtype} of {images.shape}"
             )
         if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or labels.min(initial=0) < 0:
             raise ValueError(
-                f"{files[1]} must hold a class from 0 for each of the {len(images)} images of {files[0].name}, it "
-                f"holds {labels.dtype} of {labels.shape}"
+                f"{files[1]} must hold a class from 0 for each of the {len(images)} images of {files[0].name}, got "
+                f"{labels.dtype} of {labels.shape}"
             )
         labels = labels.astype(np.int64)
     else:
@@ -90,7 +90,7 @@ def _array(file: Path) -> Any:
     try:
         return np.load(file)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{file} is no array of NumPy, or a damaged one: {error}") from error
+        raise ValueError(f"{file} must be an array that NumPy saved; reading it failed: {error}") from error
 
 
 def _from_torchvision(kind: Any, name: str, data_dir: Path, train: bool, download: bool) -> Any:
@@ -110,6 +110,5 @@ def _from_torchvision(kind: Any, name: str, data_dir: Path, train: bool, downloa
         EOFError,
     ) as error:  # raised on damaged files
         raise ValueError(
-            f"the folder {data_dir} does not hold {name}, or not whole: --data-dir names where it is, "
-            "--download gets it"
+            f"--data-dir must be a folder with all files of {name}, got {data_dir}; name another one, or add --download"
         ) from error

@@ -46,7 +46,7 @@ def check(file: Path, run: Run) -> None:
     except Exception:  # noqa: BLE001 - damaged files may raise anything
         whole = False
     if not whole:
-        raise ValueError(f"{file} is damaged, or of other images; without it the run starts again")
+        raise ValueError(f"{file} is damaged, or of other images; delete it to train the run from the start")
 
 
 def load_weights(network: nn.Module, file: Path) -> None:
@@ -54,4 +54,4 @@ def load_weights(network: nn.Module, file: Path) -> None:
     try:
         network.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
     except Exception as error:
-        raise ValueError(f"{file} is damaged, or of another network; without it the run is not measured") from error
+        raise ValueError(f"{file} is damaged, or of another network; delete it to leave the run unmeasured") from error

@@ -19,7 +19,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def folder(path: Path, side: int) -> tuple[Source, list[int]]:
     """Read DIR/train/CLASS/* and DIR/val/CLASS/*, or DIR/CLASS/* with a fifth of each class for validation."""
     if not path.is_dir():
-        raise ValueError(f"there is no folder {path} of images")
+        raise ValueError(f"--data must name a folder of images, got {path}, which is none")
     where, reader = parts_of(path), Reader()
     parts: tuple[Dataset[Any], Dataset[Any]]
     whole = reader.read(where.train)

@@ -23,25 +23,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """A number of a measure: its key, its heading, and the factor to its unit."""
+    """A number of a measure.
+
+    Args:
+        key: its name in the results.
+        heading: its name in tables, with its unit.
+        factor: factor to that unit.
+        better: 1 if higher is better, -1 if lower is, None if neither is.
+    """
 
     key: str
     heading: str
     factor: float = 100.0
+    better: int | None = 1
 
 
 COLUMNS = {
     "occlusion": [Column("auc", "mean top-1, %")],
     "corruption": [Column("mean", "mean top-1, %")],
-    "calibration": [Column("ece", "ECE, %"), Column("nll", "NLL", 1.0)],
+    "calibration": [Column("ece", "ECE, %", better=-1), Column("nll", "NLL", 1.0, -1)],
     "uncertainty": [
         Column("top1", "top-1, %"),
-        Column("ece", "ECE, %"),
+        Column("ece", "ECE, %", better=-1),
         Column("auroc_errors", "AUROC of errors, %"),
-        Column("aurc", "AURC, %"),
+        Column("aurc", "AURC, %", better=-1),
         Column("auroc_others", "AUROC of other images, %"),
     ],
-    "parts": [Column("share", "share, %")],
+    "parts": [Column("share", "share, %", better=None)],
 }
 ABOUT = {
     "occlusion": "Accuracy with a square hidden, averaged over its share of the image from 0 to about a half. Higher "
@@ -128,8 +136,8 @@ def paired(values: dict[int, float], baseline: dict[int, float]) -> Difference |
 
 
 def draw(results: Sequence[Result], order: Sequence[str], title: str) -> dict[str, bytes]:
-    """Draw occlusion curves and reliability diagrams, a panel for each row; return the files by name."""
-    files = {}
+    """Draw the differences from the baseline, occlusion curves and reliability diagrams; return the files by name."""
+    pages: dict[str, Figure] = {}
     with house_style():
         for measure, name, panel in (
             ("occlusion", "occlusion.png", draw_occlusion),
@@ -138,10 +146,48 @@ def draw(results: Sequence[Result], order: Sequence[str], title: str) -> dict[st
             runs = _runs(measure, results)
             names = [row for row in order if any(run["row"] == row for run in runs)]
             if names:
-                stream = io.BytesIO()
-                _page(runs, names, title, panel).savefig(stream, format="png")
-                files[name] = stream.getvalue()
-    return files
+                pages[name] = _page(runs, names, title, panel)
+        shown = [(measure, column) for measure in COLUMNS if _runs(measure, results) for column in COLUMNS[measure]]
+        others = [row for row in order if row != BASELINE]
+        if shown and others:
+            pages["differences.png"] = _differences_page(results, others, title, shown)
+        files = {name: io.BytesIO() for name in pages}
+        for name, page in pages.items():
+            page.savefig(files[name], format="png")
+    return {name: file.getvalue() for name, file in files.items()}
+
+
+def _differences_page(
+    results: Sequence[Result], rows: Sequence[str], title: str, shown: Sequence[tuple[str, Column]]
+) -> Figure:
+    """Plot each row's difference from the baseline with its interval, a panel for each number of a measure."""
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(shown))
+    count = math.ceil(len(shown) / columns)
+    figure = Figure((9.0, 0.8 + count * (0.7 + 0.16 * len(rows))), layout="constrained")
+    grid = figure.subplots(count, columns, sharey=True, squeeze=False)
+    for axes, (measure, column) in zip(grid.flat, shown, strict=False):
+        for y, row in enumerate(rows):
+            found = paired(*(values_of(measure, column.key, name, results) for name in (row, BASELINE)))
+            if found:
+                color = ACCENT if row.startswith("dropblock") else INK
+                axes.plot([found.mean * column.factor], [y], "D", color=color, markersize=4)
+                ends = [end * column.factor for end in (found.low, found.high) if end is not None]
+                axes.plot(ends, [y] * len(ends), color=color, linewidth=1.5)
+        axes.axvline(0, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+        axes.set(yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
+        axes.set_yticklabels([wrapped(row, 28) for row in rows], fontsize=8)
+        better = {1: "right is better", -1: "left is better", None: ""}[column.better]
+        axes.set_title(f"{measure}: {column.heading}\n{better}", fontsize=8, loc="left", color=INK)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="x", labelsize=8)
+    for axes in grid.flat[len(shown) :]:
+        axes.set_visible(False)
+    note = "differences from the baseline, paired by seed, with 95 % intervals"
+    figure.suptitle(f"{title}\n{note}", x=0.01, ha="left", fontsize=9, parse_math=False)
+    return figure
 
 
 def _page(runs: Sequence[Result], names: Sequence[str], title: str, panel: object) -> Figure:
@@ -169,6 +215,8 @@ def draw_occlusion(axes: Axes, runs: Sequence[Result], baseline: Sequence[Result
             means = [statistics.mean(point[1] for point in points) for points in zip(*curves, strict=True)]
             shares = [share for share, _ in curves[0]]
             axes.plot(_percent(shares), _percent(means), "o-", color=color, markersize=3)
+            for points in curves:
+                axes.plot(_percent(shares), _percent([top1 for _, top1 in points]), color=color, linewidth=0.5)
     axes.set(xlabel="hidden, %", ylabel="top-1, %")
     axes.label_outer()
 

@@ -55,7 +55,7 @@ class Records:
     def _check(self) -> None:
         file = self.path / SETTINGS
         if not file.exists():
-            raise ValueError(f"{self.path} holds runs but no {SETTINGS}, which says how they were made")
+            raise ValueError(f"{self.path} holds runs but not {SETTINGS}, their settings; use another --out")
         different = self.settings.differences(_settings(file))
         if different:
             raise ValueError(

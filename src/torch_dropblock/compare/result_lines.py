@@ -137,7 +137,7 @@ def _result(where: str, line: str) -> Result:
         if not rule.holds(value):
             got = reprlib.repr(value)[:80] if name in result else "nothing"
             raise ValueError(
-                f"{where}: {name} must be {rule.wanted}, got {got}; without the line the run is trained again"
+                f"{where}: {name} must be {rule.wanted}, got {got}; delete the line to train the run again"
             )
     return result
 

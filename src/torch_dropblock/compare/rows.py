@@ -79,7 +79,7 @@ def parsed(names: Sequence[str], settings: Settings) -> list[Row]:
     rows = [_row(name.strip(), settings) for name in names]
     unique = {row.name: row for row in rows}
     if len(unique) < len(rows):
-        raise ValueError(f"--rows must not name one twice, got {', '.join(names)}")
+        raise ValueError(f"--rows must name each row once, got {', '.join(names)}")
     return [unique.pop(BASELINE, Row(BASELINE)), *unique.values()]
 
 

@@ -31,7 +31,7 @@ class Settings:
 
     Args:
         data: `digits`, `fashion-mnist`, `cifar10` or `folder:DIR`.
-        model: `small`, or the name of one of torchvision's classification ResNets.
+        model: `small`, `small-32`, `small-64`, or the name of one of torchvision's classification ResNets.
         epochs: passes over the training images.
         batch_size: images per step, over all devices.
         learning_rate: highest learning rate for a batch of 256; it scales with the batch size.
@@ -96,7 +96,7 @@ class Settings:
 
 PRESETS: dict[str, dict[str, Any]] = {
     # a table in minutes on a laptop
-    "quick": {"epochs": 5, "batch_size": 64},
+    "quick": {"epochs": 6, "batch_size": 64},
     # small images, long enough to overfit
     "standard": {"epochs": 30, "batch_size": 128},
     # section 4.1 of the paper, and its code: ImageNet with ResNet-50

@@ -159,8 +159,8 @@ class Study:
         with self.records.claimed(row, seed, PATIENCE if together else patience) as mine:
             if together and not mine:
                 raise ValueError(
-                    f"another command uses {self.records.path}, and this one has several processes: give it "
-                    "another --out"
+                    f"--out must be a folder that no other command uses if several processes train a run, got "
+                    f"{self.records.path}"
                 )
             yield mine
 
@@ -170,7 +170,7 @@ class Study:
         folder = self.records.folder_of(row, seed)
         checkpoint = folder / f"{CHECKPOINT}.ckpt"
         known = checkpoint if checkpoint.exists() else None
-        trainer = self._trainer(folder, _Told(self.listener, row, seed, resumes=known is not None))
+        trainer = self._trainer(folder, _Reporter(self.listener, row, seed, resumes=known is not None))
         result = self.records.result(row, seed)
         if result is None:
             self._train(run, trainer, known)
@@ -265,7 +265,7 @@ def _counted(images: dict[str, int]) -> str:
     return "{train:,} to train on and {val:,} to validate on, of {classes} classes".format_map(images)
 
 
-class _Told(Callback):
+class _Reporter(Callback):
     """Report to a listener, and check that all processes train the same run from the same epoch."""
 
     def __init__(self, listener: Listener, row: Row, seed: int, resumes: bool) -> None:
@@ -294,7 +294,7 @@ class _Told(Callback):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide Lightning's messages for developers, on which a user of the command cannot act."""
+    """Hide Lightning's messages for developers; users of the command can do nothing about them."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -8,6 +8,8 @@ PyTorch, C and Triton make the same words on every device, and each word can be 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -29,6 +31,8 @@ FACTORS = signed(0xBF58476D1CE4E5B9), signed(0x94D049BB133111EB)
 
 def draw_key(device: torch.device, generator: torch.Generator | None) -> Tensor:
     """Draw a key from PyTorch's generator: an int64 tensor of no dimensions on `device`."""
+    if generator is None and not torch.compiler.is_compiling() and _MEMORY.supply is not None:
+        return as_tensor(next(_MEMORY.supply), device_for_keys(device))
     if generator is None:  # the overload with a generator has no C shim, which compiled C++ code needs
         key = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
     else:
@@ -46,13 +50,35 @@ def draw_key_number(generator: torch.Generator | None) -> int:
 
     A new tensor would live until the backward pass and split the memory that the next large output could use.
     """
-    if not hasattr(_MEMORY, "of_a_key"):
+    if generator is None and _MEMORY.supply is not None:
+        return next(_MEMORY.supply)
+    if _MEMORY.of_a_key is None:
         with torch.inference_mode(False), unset_fake_temporarily():
             _MEMORY.of_a_key = torch.empty((), dtype=torch.int64, device="cpu")
     return int(_MEMORY.of_a_key.random_(-(2**63), 2**63 - 1, generator=generator))
 
 
-_MEMORY = threading.local()
+class _Memory(threading.local):
+    of_a_key: Tensor | None = None
+    supply: Iterator[int] | None = None
+
+
+_MEMORY = _Memory()
+
+
+@contextmanager
+def supplied(keys: Iterator[int]) -> Iterator[None]:
+    """Let this thread's eager calls without a generator take their keys from an iterator, in the order of the calls."""
+    before, _MEMORY.supply = _MEMORY.supply, keys
+    try:
+        yield
+    finally:
+        _MEMORY.supply = before
+
+
+def word(key: int, stream: int, index: int) -> int:
+    """Return the word of a key with this stream and index, both from 0, as a signed integer."""
+    return mixed(mixed(mixed(key) + (stream + 1) * PHI) + index * PHI)
 
 
 def device_of(key: Key) -> torch.device:

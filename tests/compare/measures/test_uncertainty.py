@@ -9,7 +9,7 @@ from torch import nn
 from helpers.measured import Known, constant, images, perfect, trained
 from torch_dropblock import DropBlock2d
 from torch_dropblock.compare.measures.trained import Trained
-from torch_dropblock.compare.measures.uncertainty import PASSES, aurc, auroc, averaged, entropy, measure
+from torch_dropblock.compare.measures.uncertainty import PASSES, aurc, auroc, entropy, measure
 
 
 def test_a_network_that_is_perfect_and_knows_no_other_images():
@@ -53,10 +53,13 @@ def test_noise_is_on_in_all_passes_and_follows_from_the_seed():
     assert still["ece"] != pytest.approx(results[0]["ece"], abs=1e-4)
 
 
-def test_the_average_is_that_of_probabilities():
-    logits = iter([torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3), 0.0]])])
-    mean = averaged(trained(lambda pixels: next(logits)), images(1).val, 2)
-    assert mean.tolist() == [pytest.approx([0.625, 0.375])]
+def test_a_network_that_diverged_is_as_uncertain_as_can_be():
+    class Diverged(Noisy):
+        def forward(self, pixels):
+            return super().forward(pixels) * math.nan
+
+    result = measure(Trained(Diverged().eval(), images(), drops=True))
+    assert (result["top1"], result["auroc_errors"], result["auroc_others"]) == (0.25, 0.5, 0.5)
 
 
 def test_entropy_is_a_share_of_the_highest():

@@ -19,7 +19,7 @@ from ..source import Source
 from .corruptions import LEVELS, corrupted
 
 MOST = 10_000
-MOST_OTHERS = 2_000
+MOST_PIECES = 500
 # corrupted images of more bytes than this are made again for each run
 KEPT_BYTES = 2**31
 SEED = 0
@@ -97,7 +97,7 @@ def _pieces(photograph: np.ndarray, side: int) -> Tensor:
     """Cut a photograph into square pieces, evenly spaced."""
     pixels = torch.from_numpy(photograph.copy()).permute(2, 0, 1)
     pieces = pixels.unfold(1, side, side).unfold(2, side, side).permute(1, 2, 0, 3, 4).flatten(0, 1)
-    return pieces[:: math.ceil(len(pieces) / MOST_OTHERS)]
+    return pieces[:: math.ceil(len(pieces) / MOST_PIECES)]
 
 
 def _generator() -> torch.Generator:

@@ -16,6 +16,19 @@ from .images import Images
 BATCH_PIXELS = 2**21
 
 
+class Finite(nn.Module):
+    """A model in a context such as autocast, with float32 logits; those of a network that diverged are equal."""
+
+    def __init__(self, model: nn.Module, context: Callable[[], AbstractContextManager[object]]) -> None:
+        super().__init__()
+        self.model, self.context = model, context
+
+    def forward(self, images: Tensor) -> Tensor:
+        with self.context():
+            logits: Tensor = self.model(images)
+        return logits.float().nan_to_num(0.0, 0.0, 0.0)
+
+
 @dataclass
 class Trained:
     """A trained network and the images to measure it on.
@@ -34,14 +47,17 @@ class Trained:
     seed: int = 0
     context: Callable[[], AbstractContextManager[object]] = nullcontext
 
+    @cached_property
+    def finite(self) -> nn.Module:
+        return Finite(self.model, self.context)
+
+    def split(self, images: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(images, max(1, BATCH_PIXELS // images.shape[-1] ** 2))
+
     @torch.no_grad()
     def batches(self, images: Tensor) -> Iterator[Tensor]:
-        """Yield the logits of batches of images; a network that diverged has equal logits."""
-        side = images.shape[-1]
-        for batch in torch.split(images, max(1, BATCH_PIXELS // side**2)):
-            with self.context():
-                logits = self.model(batch)
-            yield logits.float().nan_to_num(0.0, 0.0, 0.0)
+        """Yield the logits of batches of images."""
+        yield from map(self.finite, self.split(images))
 
     def logits(self, images: Tensor) -> Tensor:
         return torch.cat(list(self.batches(images)))

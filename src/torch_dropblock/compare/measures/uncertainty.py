@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
-from ...networks.monte_carlo import mc_dropblock
+from ...networks.prediction import mc_predict
 from .calibration import expected_error
 from .trained import Trained
 
@@ -30,11 +30,10 @@ def measure(trained: Trained) -> dict[str, Any]:
     passes = PASSES if trained.drops else 1
     if trained.drops:
         with torch.random.fork_rng(devices=[images.val.device] if images.val.device.type == "cuda" else []):
-            torch.manual_seed(trained.seed)
-            with mc_dropblock(trained.model.network):  # type: ignore[arg-type]
-                mean, others = (averaged(trained, tensor, passes) for tensor in (images.val, images.others))
+            torch.manual_seed(trained.seed)  # of the keys, and of the rows that draw by themselves
+            mean, others = (averaged(trained, tensor, passes) for tensor in (images.val, images.others))
     else:
-        mean, others = trained.clean.softmax(1), averaged(trained, images.others, 1)
+        mean, others = trained.clean.softmax(1), trained.logits(images.others).softmax(1)
     wrong = mean.argmax(1) != images.labels
     inside, outside = entropy(mean), entropy(others)
     return {
@@ -50,10 +49,8 @@ def measure(trained: Trained) -> dict[str, Any]:
 
 def averaged(trained: Trained, images: Tensor, passes: int) -> Tensor:
     """Return the mean of the passes' probabilities (N, classes)."""
-    total = trained.logits(images).softmax(1)
-    for _ in range(passes - 1):
-        total += trained.logits(images).softmax(1)
-    return total / passes
+    batches = trained.split(images)
+    return torch.cat([mc_predict(trained.finite, batch, passes).mean_probability for batch in batches])
 
 
 def entropy(probabilities: Tensor) -> Tensor:
