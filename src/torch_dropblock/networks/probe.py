@@ -89,10 +89,12 @@ def probe(model: nn.Module, input_size: InputSize, dims: int) -> Probe:
 
 def _drop_scrambled(found: Probe, model: nn.Module, inputs: Inputs) -> None:
     """Leave out the grids of tokens that are not in the order of rows and columns."""
-    first = {site.size: name for name, site in reversed(found.maps.items()) if site.layout not in AXES_APART}
-    scrambled = raster.scrambled(model, inputs, {name: grid for grid, name in first.items()})
-    for name, site in list(found.maps.items()):
-        if site.layout not in AXES_APART and first[site.size] in scrambled:
+    grids: dict[Size, list[str]] = {}
+    for name, site in found.maps.items():
+        if site.layout not in AXES_APART:
+            grids.setdefault(site.size, []).append(name)
+    for grid in raster.scrambled(model, inputs, grids):
+        for name in grids[grid]:
             del found.maps[name]
             found.scrambled.append(name)
 

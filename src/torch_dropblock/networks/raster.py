@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,28 +16,32 @@ from ..core.geometry import Size
 from .inputs import Inputs
 from .traces import Copy
 
+# modules of a grid that are looked at; an attention or a pooling may blur what one of them returns
+MOST = 8
 
-def scrambled(model: nn.Module, inputs: Inputs, grids: Mapping[str, Size]) -> set[str]:
-    """Return the modules of these names whose tokens, a grid each, are in another order.
+
+def scrambled(model: nn.Module, inputs: Inputs, grids: Mapping[Size, Sequence[str]]) -> set[Size]:
+    """Return the grids whose tokens are in another order; each comes with the names of modules that return it.
 
     The model runs on noise, with values: once, and once for each grid with another patch at the end of its first row.
-    The token there, or one beside it, must change most. A model on the meta device counts as ordered.
+    The token there, or one beside it, must change most, in the module with the sharpest change. A model on the meta
+    device counts as ordered.
     """
-    grids = {name: grid for name, grid in grids.items() if min(grid[-2:]) > 1}
-    if not grids or any(parameter.is_meta for parameter in model.parameters()):
+    looked_at = {grid: names[:MOST] for grid, names in grids.items() if min(grid[-2:]) > 1}
+    if not looked_at or any(parameter.is_meta for parameter in model.parameters()):
         return set()
     runner = Copy(model, on_meta=False)
     noise = torch.Generator().manual_seed(0)
     base = inputs.mapped(lambda x: torch.randn(x.shape, generator=noise).to(x) if x.is_floating_point() else x)
-    plain = runner.outputs(base, grids)
+    plain = runner.outputs(base, [name for names in looked_at.values() for name in names])
     found = set()
-    for name, grid in grids.items():
-        changed = runner.outputs(base.mapped(functools.partial(_with_other_patch, grid=grid)), [name])[name]
-        per_token = (changed - plain[name])[0].float().norm(dim=-1)
-        most = int(per_token.argmax()) - (len(per_token) - math.prod(grid))
-        row, column = divmod(most, grid[-1])
-        if not (0 <= row <= 1 and column >= grid[-1] - 2):
-            found.add(name)
+    for grid, names in looked_at.items():
+        changed = runner.outputs(base.mapped(functools.partial(_with_other_patch, grid=grid)), names)
+        changes = [(changed[name] - plain[name])[0].float().norm(dim=-1)[-math.prod(grid) :] for name in names]
+        sharpest = max(changes, key=lambda change: float(change.max() / change.sum().clamp(min=1e-30)))
+        *_, row, column = torch.unravel_index(sharpest.argmax(), grid)
+        if row > 1 or column < grid[-1] - 2:
+            found.add(grid)
     return found
 
 
