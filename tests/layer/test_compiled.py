@@ -255,7 +255,7 @@ def test_scaling_and_zeroing_are_fused_with_their_neighbours(memory_format):
         calls = re.findall(rf"torch\.ops\.torch_dropblock\.{operator}\.default\(.*, 'exact', False, (\w+)[,)]", code)
         assert calls == [str(layout)], "the mask lies as the activation does"
     for code, neighbours in ((forward, ("add", "relu")), (backward, ("threshold_backward",))):
-        passes = {name: body for name, body in kernels(code).items() if str(x.numel()) in body}
+        passes = [name for name in kernels(code) if "randint" not in name]  # newer compilers have one for the key
         assert len(passes) == 1, "passes over the activation"
         (name,) = passes
         assert "where" in name
