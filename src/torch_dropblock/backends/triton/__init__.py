@@ -37,7 +37,6 @@ def launcher() -> ModuleType:
     return module
 
 
-@lru_cache
 def why_not_on(device: torch.device) -> str | None:
     """Return why this backend does not serve tensors on this device, None if it does."""
     module, reason = _imported()

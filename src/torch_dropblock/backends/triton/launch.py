@@ -212,6 +212,7 @@ def channels_inside(mask: Mask) -> Tensor:
     return target
 
 
+@lru_cache
 def why_not_on(device: torch.device) -> str | None:
     """Return why this backend does not serve tensors on this device, None if it does."""
     if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
@@ -221,7 +222,6 @@ def why_not_on(device: torch.device) -> str | None:
     return None
 
 
-@lru_cache
 def _is_old(device: torch.device) -> bool:
     if torch.version.hip is not None or not torch.cuda.is_available():  # without a GPU, CUDA tensors are fake ones
         return False
