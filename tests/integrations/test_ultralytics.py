@@ -6,6 +6,8 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from torch import nn
 
 from torch_dropblock import dropblock_layers, insert_dropblock
@@ -23,13 +25,14 @@ def yolo(tmp_path_factory):
         patch.setenv("YOLO_CONFIG_DIR", str(place))
         patch.setenv("YOLO_AUTOINSTALL", "false")
         patch.setenv("YOLO_OFFLINE", "true")
+        for module, name in ((Image, "open"), (torch, "save")):  # it replaces them for all
+            patch.setattr(module, name, getattr(module, name))
         yield pytest.importorskip("ultralytics", reason="needs ultralytics", exc_type=ImportError)
 
 
 @pytest.fixture(scope="module")
 def place(yolo, tmp_path_factory):
     """A data set of noise with one box in each image, and the description of a narrow network."""
-    from PIL import Image
     from ultralytics.nn.tasks import yaml_model_load
     from ultralytics.utils import YAML
 
