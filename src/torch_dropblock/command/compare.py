@@ -27,7 +27,7 @@ ROWS = (
 
 
 MEASURES = (
-    "What else is measured of each trained network: occlusion, corruption, calibration, uncertainty and parts, joined "
+    "Measure more of each trained network: occlusion, corruption, calibration, uncertainty and parts, joined "
     "by commas, or all."
 )
 

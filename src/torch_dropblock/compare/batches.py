@@ -41,7 +41,7 @@ class Arrays(Dataset[tuple[Tensor, int]]):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to the training images of a row, in this order.
+    """Augmentations of the training images of a row, in this order.
 
     Args:
         shift: largest shift in pixels, up, down, left and right; what comes in is black.

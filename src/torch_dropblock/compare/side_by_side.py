@@ -29,7 +29,7 @@ def worth_it(steps: int) -> bool:
 
 @dataclass(frozen=True)
 class Work:
-    """What the second process needs to make the same study."""
+    """Arguments of the second process for the same study."""
 
     settings: Settings
     rows: Sequence[str]

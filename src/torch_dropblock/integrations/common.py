@@ -1,4 +1,4 @@
-"""What the callbacks of all frameworks share: checked options, lines for a log, steps, and random streams of ranks."""
+"""Shared code of the callbacks of all frameworks: checked options, lines for a log, steps, and random streams of ranks."""
 
 from __future__ import annotations
 

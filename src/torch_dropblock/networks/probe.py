@@ -40,7 +40,7 @@ class Map(NamedTuple):
 
 @dataclass
 class Probe:
-    """What the runs of a model showed.
+    """Results of the runs of a model.
 
     Attributes:
         trace: the calls at the size that was asked for.

@@ -1,1 +1,1 @@
-"""What a trained network can do beyond accuracy: one file per measure, each a function of a `Trained`."""
+"""Measures of a trained network beside accuracy: one file per measure, each a function of a `Trained`."""
