@@ -1,4 +1,4 @@
-"""Shared code of the callbacks of all frameworks: checked options, lines for a log, steps, and random streams of ranks."""
+"""Shared code of the callbacks: checked options, lines for a log, steps, and random streams of ranks."""
 
 from __future__ import annotations
 
