@@ -46,7 +46,7 @@ class Call(NamedTuple):
 
 @dataclass
 class Trace:
-    """What happened in a forward pass.
+    """Record of a forward pass.
 
     Attributes:
         calls: by name of module, in the order in which they first ended.
