@@ -6,10 +6,10 @@ import pickle
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from torch import nn
 
+from helpers.ultralytics_apart import ultralytics_apart
 from torch_dropblock import dropblock_layers, insert_dropblock
 from torch_dropblock.integrations.ultralytics import DropBlockCallbacks, add_dropblock
 
@@ -19,14 +19,7 @@ LAYERS = ("model.2", "model.4")
 
 @pytest.fixture(scope="module")
 def yolo(tmp_path_factory):
-    """Ultralytics, which writes its settings where no test of another process does."""
-    place = tmp_path_factory.mktemp("ultralytics")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("YOLO_CONFIG_DIR", str(place))
-        patch.setenv("YOLO_AUTOINSTALL", "false")
-        patch.setenv("YOLO_OFFLINE", "true")
-        for module, name in ((Image, "open"), (torch, "save")):  # it replaces them for all
-            patch.setattr(module, name, getattr(module, name))
+    with ultralytics_apart(tmp_path_factory.mktemp("ultralytics")):
         yield pytest.importorskip("ultralytics", reason="needs ultralytics", exc_type=ImportError)
 
 

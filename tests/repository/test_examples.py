@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import torch_dropblock
+from helpers.ultralytics_apart import ultralytics_apart
 
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(torch_dropblock.__file__).parent
@@ -39,10 +40,10 @@ def test_docstrings(name):
 @pytest.mark.parametrize(("page", "code"), BLOCKS, ids=[page.stem for page, _ in BLOCKS])
 def test_pages(page, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))  # Ultralytics writes its settings there
     mpl.use("agg")
     try:
-        exec(compile(code, page.name, "exec"), {"__name__": "__main__"})
+        with ultralytics_apart(tmp_path):
+            exec(compile(code, page.name, "exec"), {"__name__": "__main__"})
     except ModuleNotFoundError as error:
         if page.stem != "trainers":
             raise
