@@ -9,8 +9,8 @@ autocast with channels last. The networks take turns, and each round starts with
 median over rounds of the difference from the plain network within a round, as a share of the plain network's step.
 
 The sites are those of the official code in groups 3 and 4: after the batch norm of every convolution and on every
-shortcut, with a quarter of the strength in group 3. `insert_dropblock_resnet` inserts our layers. Without torchvision,
-`insert_dropblock` inserts them at the same sites of the network of `network.py`.
+shortcut, with a quarter of the strength in group 3. `insert_dropblock_resnet` inserts our layers into torchvision's
+network.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import resnet50
+from torchvision.ops import DropBlock2d as TorchvisionDropBlock
 
-from network import ResNet50
-from torch_dropblock import insert_dropblock, insert_dropblock_resnet
+from torch_dropblock import insert_dropblock_resnet
 from torch_dropblock.backends import native
-from torch_dropblock.bench.measure import OURS, PRODUCT, PYTHON, machine, peer, spread, take_turns
+from torch_dropblock.bench.measure import OURS, PRODUCT, PYTHON, machine, spread, take_turns
 
 PLAIN = "no layer"
 BLOCK_SIZE, KEEP_PROB = 7, 0.9
@@ -46,11 +47,8 @@ Change = Callable[[nn.Module], object]
 PEERS: dict[str, Callable[[float], nn.Module]] = {
     PRODUCT: lambda _: Product(),
     "nn.Dropout": lambda keep_prob: nn.Dropout(1 - keep_prob),
+    "torchvision": lambda keep_prob: TorchvisionDropBlock(1 - keep_prob, BLOCK_SIZE),
 }
-TorchvisionDropBlock = peer("torchvision.ops", "DropBlock2d")
-torchvision_resnet50 = peer("torchvision.models", "resnet50")
-if TorchvisionDropBlock:
-    PEERS["torchvision"] = lambda keep_prob: TorchvisionDropBlock(1 - keep_prob, BLOCK_SIZE)
 
 
 def changes(compiled: bool, device: str) -> dict[str, Change]:
@@ -58,12 +56,7 @@ def changes(compiled: bool, device: str) -> dict[str, Change]:
 
     def ours(inplace: bool = True) -> Change:
         def insert(network: nn.Module) -> None:
-            if not isinstance(network, ResNet50):
-                insert_dropblock_resnet(network, keep_prob=KEEP_PROB, block_size=BLOCK_SIZE, inplace=inplace)
-                return
-            for group, blocks, keep_prob in groups(network):
-                names = [f"layer{group}.{i}.{site}" for i in range(len(blocks)) for site in SITES]
-                insert_dropblock(network, names, block_size=BLOCK_SIZE, keep_prob=keep_prob, inplace=inplace)
+            insert_dropblock_resnet(network, keep_prob=KEEP_PROB, block_size=BLOCK_SIZE, inplace=inplace)
 
         return insert
 
@@ -119,7 +112,7 @@ def measure(
     torch.manual_seed(0)
     images = torch.randn(batch, 3, side, side, device=device)
     labels = torch.randint(1000, (batch,), device=device)
-    plain = torchvision_resnet50(weights=None) if torchvision_resnet50 else ResNet50()
+    plain = resnet50(weights=None)
     steps = {}
     for name, change in changes(compiled, device).items():
         if names is not None and name not in names:
@@ -137,7 +130,6 @@ def measure(
         "rounds": rounds,
         "bfloat16": bfloat16,
         "compiled": compiled,
-        "network": type(plain).__module__,
         **machine(device),
     }
     return [

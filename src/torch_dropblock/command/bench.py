@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,7 @@ import typer
 from rich.console import Console
 
 from ..pictures.wording import joined
-from .terminal import KeepProb, Table, new_console, one_of, parsed_keep_prob, parsed_size, print_path, writable
+from .terminal import KeepProb, Table, new_console, one_of, parsed_keep_prob, parsed_size, print_path
 
 if TYPE_CHECKING:
     from ..bench.measure import Case, Row
@@ -36,7 +35,6 @@ def bench(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write all rows with machine and versions.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the ratios.")] = None,
 ) -> None:
     """Measure the cost of the layer on this machine, beside x * c, nn.Dropout, and torchvision's and timm's layers.
 
@@ -51,7 +49,7 @@ def bench(
 
     [cyan]torch-dropblock bench -s 64x512x7x7 --dtype bfloat16 --mode eager --rounds 21[/]
 
-    [cyan]torch-dropblock bench --device cuda --json rows.json --plot ratios.png[/]
+    [cyan]torch-dropblock bench --device cuda --json rows.json[/]
     """
     import torch
 
@@ -59,11 +57,8 @@ def bench(
     from ..core import checks
 
     keep = checks.probability("keep_prob", parsed_keep_prob(keep_prob))
-    for target in (json_file, plot):
-        if target and not target.parent.is_dir():
-            raise ValueError(f"there is no folder {target.parent} to write {target.name} into")
-    if plot:
-        writable(plot)
+    if json_file and not json_file.parent.is_dir():
+        raise ValueError(f"there is no folder {json_file.parent} to write {json_file.name} into")
     wanted = list(
         benchmark.chosen_cases(
             [_input_shape(text) for text in shape or []],
@@ -97,9 +92,6 @@ def bench(
     _print_notes(console, rows, on_cpu)
     if json_file:
         print_path(console, json_file)
-    if plot:
-        _draw(plot, rows, wanted, names, about)
-        print_path(console, plot)
 
 
 def _columns(wanted: Sequence[Case], names: Sequence[str], on_cpu: bool) -> tuple[list[str], list[int]]:
@@ -136,17 +128,6 @@ def _print_notes(console: Console, rows: Sequence[Row], on_cpu: bool) -> None:
         console.print(f"That is {most.saved_bytes} bytes a call. GB/s: of the memory that has to move, by device time.")
     if any(row.spread > UNSTABLE for row in rows if row.contender == PRODUCT):
         console.print("?: the baseline varied by more than 20 %; use more --rounds or a less busy machine.")
-
-
-def _draw(plot: Path, rows: Sequence[Row], wanted: Sequence[Case], names: Sequence[str], about: str) -> None:
-    from ..pictures import figures
-
-    by_name = {
-        name: [next((r.ratio for r in rows if r.case == case and r.contender == name), math.nan) for case in wanted]
-        for name in names[1:]
-    }
-    with figures.house_style():
-        figures.ratios_page(by_name, [str(case) for case in wanted], about).savefig(plot)
 
 
 def _times(ratio: float) -> str:

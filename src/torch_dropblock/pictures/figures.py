@@ -135,37 +135,6 @@ def draw_middle_row(axes: Axes, exact: Tensor, paper: Tensor, keep_prob: float) 
     return axes
 
 
-POINTS = (ACCENT, "#e8927c", INK, "#6b8fb5", "#c9a227")
-
-
-def draw_ratios(axes: Axes, ratios: dict[str, list[float]], cases: Sequence[str]) -> Axes:
-    """Plot the cost of each contender as a multiple of the product, one row of points per case."""
-    rows = range(len(cases))
-    for (name, values), color in zip(ratios.items(), POINTS, strict=False):
-        axes.scatter(values, rows, color=color, s=36, label=name, zorder=3)
-    axes.axvline(1, color=MUTED, linewidth=1)
-    finite = [value for values in ratios.values() for value in values if math.isfinite(value)]
-    low, high = 0.8 * min([1.0, *finite]), 1.25 * max([1.0, *finite])
-    ticks = [digit * 10**power for power in range(-2, 5) for digit in (1, 2, 5) if low <= digit * 10**power <= high]
-    axes.set(xscale="log", xlim=(low, high), yticks=rows, yticklabels=cases, ylim=(len(cases) - 0.5, -0.5))
-    axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("forward and backward together, as a multiple of x * c")
-    axes.grid(axis="x", color="#e3e7ec", linewidth=0.8)
-    axes.tick_params(axis="y", length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.legend(
-        frameon=False,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=len(ratios),
-        borderaxespad=0,
-        columnspacing=1.0,
-        handletextpad=0.2,
-    )
-    return axes
-
-
 def caption(axes: Axes, name: str, detail: str) -> Axes:
     """Write a panel's name above it, and a detail in grey below the name."""
     axes.set_title(name, loc="left", pad=20, fontsize=11, fontweight="bold")
@@ -237,15 +206,6 @@ def keep_rates_page(size: tuple[int, int], block_size: int, keep_prob: float) ->
     return figure
 
 
-def ratios_page(ratios: dict[str, list[float]], cases: Sequence[str], note: str) -> Figure:
-    """Plot the costs of a benchmark by contender."""
-    figure, (axes,) = _page("What a layer costs", note, 1, 1, (9.5, 0.28 * len(cases) + 0.4), foot=0.8)
-    box = axes.get_position()
-    axes.set_position((0.32, box.y0, 0.63, box.height))
-    draw_ratios(axes, ratios, cases)
-    return figure
-
-
 def _page(
     title: str,
     note: str,
@@ -254,7 +214,6 @@ def _page(
     panel: tuple[float, float],
     *,
     gap: float = GAP,
-    foot: float = FOOT,
 ) -> tuple[Figure, list[Axes]]:
     """Make a figure with a title, a note, and rows of panels; `panel` is their width and height in inches."""
     from matplotlib.figure import Figure
@@ -264,7 +223,7 @@ def _page(
     margins = 2 * MARGIN + (columns - 1) * gap
     width = max(width, (MIN_WIDTH - margins) / columns)
     page_width = margins + columns * width
-    page_height = HEAD + rows * (CAPTION + height) + (rows - 1) * GAP + foot
+    page_height = HEAD + rows * (CAPTION + height) + (rows - 1) * GAP + FOOT
     figure = Figure(figsize=(page_width, page_height))
     figure.text(MARGIN / page_width, 1 - 0.5 / page_height, title, fontsize=15, fontweight="bold")
     figure.text(MARGIN / page_width, 1 - 0.78 / page_height, note, color=MUTED)
