@@ -24,8 +24,6 @@ ROWS = (
     "with options after a colon: dropblock:block_size=3+cutout. Options: keep_prob and curve of all that drop, "
     "block_size and rate of dropblock, area of cutout, amount of label-smoothing."
 )
-
-
 MEASURES = (
     "Measure more of each trained network: occlusion, corruption, calibration, uncertainty and parts, joined "
     "by commas, or all."
@@ -47,17 +45,11 @@ WHAT, RECIPE, WHERE = "What is compared", "How it is trained", "Where"
 
 
 def compare(
+    context: typer.Context,
     data: Annotated[str, _in(WHAT, metavar="D", help="digits, fashion-mnist, cifar10 or folder:DIR.")] = "digits",
     rows: Annotated[
         str | None,
-        _in(
-            WHAT,
-            "--rows",
-            "-r",
-            metavar="R,R,…",
-            help=ROWS,
-            show_default="the paper's nine",
-        ),
+        _in(WHAT, "--rows", "-r", metavar="R,R,…", help=ROWS, show_default="the paper's nine"),
     ] = None,
     seeds: Annotated[int, _in(WHAT, metavar="N", help="Runs of each row, with seeds 0 to N - 1.")] = 3,
     measure: Annotated[
@@ -180,28 +172,11 @@ def compare(
     from ..compare.progress import StudyProgress
     from ..compare.records import Records
     from ..compare.rows import TABLE_1, parsed
-    from ..compare.settings import settings_of
+    from ..compare.settings import NAMES, settings_of
     from ..core import checks
 
     checks.whole_number("--seeds", seeds, at_least=1)
-    settings = settings_of(
-        preset,
-        data=data,
-        model=model,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        decay=decay,
-        weight_decay=weight_decay,
-        precision=precision,
-        keep_prob=keep_prob,
-        block_size=block_size,
-        rate=rate,
-        curve=curve,
-        limit_train=limit_train,
-        image_size=image_size,
-        validate_every=validate_every,
-    )
+    settings = settings_of(preset, **{name: context.params[name] for name in NAMES})
     measures = measures_chosen(measure)
     chosen = parsed(TABLE_1 if rows is None else rows.split(","), settings)
     networks.checked(settings.model)

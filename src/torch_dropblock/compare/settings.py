@@ -86,7 +86,7 @@ class Settings:
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Describe each setting that differs from the recorded ones."""
-        mine = {field.name: getattr(self, field.name) for field in fields(self)}
+        mine = {name: getattr(self, name) for name in NAMES}
         return [
             f"{option(name)} {other.get(name)!r}, and now {value!r}"
             for name, value in mine.items()
@@ -94,6 +94,7 @@ class Settings:
         ]
 
 
+NAMES = tuple(field.name for field in fields(Settings))
 PRESETS: dict[str, dict[str, Any]] = {
     # a table in minutes on a laptop
     "quick": {"epochs": 6, "batch_size": 64},
