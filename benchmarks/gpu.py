@@ -4,9 +4,9 @@
     python benchmarks/gpu.py --run 2 --minutes 8   # another run; it reports the cases that it had no time for
 
 It needs this repository (`PYTHONPATH=src` if the package is not installed), PyTorch 2.8 or later with CUDA and its
-Triton, torchvision for its ResNet-50, and a C compiler for Triton's launchers: Python 3.12, PyTorch 2.11 and
-Triton 3.6. timm is measured if it is installed. Rows are written after each case. A case that fails is reported, tried
-again without the peers, and then skipped.
+Triton, torchvision for its ResNet-50, and a C compiler for Triton's launchers. It was run on Python 3.12, PyTorch 2.11
+and Triton 3.6. timm is measured if it is installed. Rows are written after each case. A case that fails is reported,
+tried again without the peers, and then skipped.
 
 Layer: forward and backward by the device's clock, as a multiple of `x * c` on the same tensor of 256 MB or more; with
 the bandwidth and the bytes saved for the backward pass. ResNet-50: a training step under bfloat16 autocast with

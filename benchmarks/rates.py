@@ -1,7 +1,7 @@
 """Measured drop rates of DropBlock layers (10 % requested).
 
-    python benchmarks/rates.py                      # print the table
-    python benchmarks/rates.py --write README.md    # also write it between the markers in that file
+    python benchmarks/rates.py                        # print the table
+    python benchmarks/rates.py --write docs/rates.md  # also write it between the markers in that file
 
 Each implementation gets feature maps of ones, so that a zero in its output is a dropped unit. The maps have one
 channel, because timm and dropblock draw one mask for all channels of a sample. Each plane is then an independent

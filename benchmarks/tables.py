@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from rates import between_markers
+from torch_dropblock.bench.measure import OURS
 from torch_dropblock.compare.files import files_of
 from torch_dropblock.compare.rows import TABLE_1
 from torch_dropblock.compare.settings import Settings
@@ -96,15 +97,15 @@ def step_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def summary_table(rows: list[Row]) -> str:
-    """Format the median over shapes and runs for each kind of case."""
-    names = list(dict.fromkeys(row["contender"] for row in rows))
-    lines = [f"| {' | '.join(['as a multiple of x * c', *names[1:]])} |", f"| {' | '.join(['---'] * len(names))} |"]
-    for mode, dtype, layout in dict.fromkeys((row["mode"], row["dtype"], row["layout"]) for row in rows):
-        of_kind = [row for row in rows if (row["mode"], row["dtype"], row["layout"]) == (mode, dtype, layout)]
-        ratios = [[row["ratio"] for row in of_kind if row["contender"] == name] for name in names[1:]]
-        cells = (f"{statistics.median(values):.1f}" if values else "" for values in ratios)
-        lines.append(f"| {mode}, {dtype}, {layout} | {' | '.join(cells)} |")
+def short_step_table(rows: list[Row]) -> str:
+    """Format what the layers of three libraries add to a step, in the median over runs."""
+    lines = [
+        "| layers at the paper's 36 places in ResNet-50 | a training step takes longer by |",
+        "| --- | --- |",
+    ]
+    for name in (OURS, "nn.Dropout", "torchvision"):
+        added = statistics.median(100 * row["added"] for row in rows if row["layer"] == name)
+        lines.append(f"| {name} | {added:.0f} % |")
     return "\n".join(lines)
 
 
@@ -176,7 +177,7 @@ def main() -> None:
         write(evidence, name, comparison(folder, rest))
     if rows_of("layer-gpu"):
         write(ROOT / "docs" / "kernel.md", "gpu", gpu_tables())
-    write(ROOT / "README.md", "cost", f"{summary_table(layers)}\n\n{layers_note}.")
+    write(ROOT / "README.md", "cost", f"{short_step_table(steps)}\n\nOn a CPU: {steps_note}.")
 
 
 if __name__ == "__main__":

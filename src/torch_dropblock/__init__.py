@@ -66,4 +66,4 @@ else:
     if "torch" in sys.modules:  # a saved program needs the operators that are registered here
         _load()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -214,6 +214,7 @@ def _page(
     panel: tuple[float, float],
     *,
     gap: float = GAP,
+    foot: float = FOOT,
 ) -> tuple[Figure, list[Axes]]:
     """Make a figure with a title, a note, and rows of panels; `panel` is their width and height in inches."""
     from matplotlib.figure import Figure
@@ -223,7 +224,7 @@ def _page(
     margins = 2 * MARGIN + (columns - 1) * gap
     width = max(width, (MIN_WIDTH - margins) / columns)
     page_width = margins + columns * width
-    page_height = HEAD + rows * (CAPTION + height) + (rows - 1) * GAP + FOOT
+    page_height = HEAD + rows * (CAPTION + height) + (rows - 1) * GAP + foot
     figure = Figure(figsize=(page_width, page_height))
     figure.text(MARGIN / page_width, 1 - 0.5 / page_height, title, fontsize=15, fontweight="bold")
     figure.text(MARGIN / page_width, 1 - 0.78 / page_height, note, color=MUTED)
