@@ -37,7 +37,8 @@ class Stack(Treeprocessor):
     def text(self, cell: ET.Element) -> str:
         """Return the text of a cell, with that of code, which other extensions set aside as HTML."""
         stash = self.md.htmlStash.rawHtmlBlocks
-        return HTML_PLACEHOLDER_RE.sub(lambda m: plain(stash[int(m[1])]), "".join(cell.itertext()))
+        found = HTML_PLACEHOLDER_RE.sub(lambda m: plain(stash[int(m[1])]), "".join(cell.itertext()))
+        return str(found)
 
 
 def plain(code: str | ET.Element) -> str:
