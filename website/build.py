@@ -115,7 +115,7 @@ def resource_problems(address: str, path: Path) -> Iterator[str]:
 def build() -> None:
     from zensical.main import cli
 
-    sys.path.insert(0, str(Path(__file__).parent))  # for the extension mathml
+    sys.path.insert(0, str(Path(__file__).parent))  # for the extensions mathml and stacked
     os.chdir(ROOT)
     shutil.rmtree(SITE, ignore_errors=True)
     cli(["build", "--strict", "--clean"], standalone_mode=False)

@@ -5,13 +5,11 @@ import doctest
 import importlib
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-import torch_dropblock
 from torch_dropblock import DropBlock2d, DropBlock3d, KeepProbSchedule
 from torch_dropblock.networks import sites
 from torch_dropblock.networks.conversion import convert_dropblock
@@ -361,12 +359,3 @@ def test_the_example_of_the_docstring():
     example = doctest.DocTestParser().get_doctest(text, names, "convert_dropblock", None, None)
     result = doctest.DocTestRunner().run(example)
     assert (result.attempted, result.failed) == (3, 0)
-
-
-PAGE = Path(__file__).parents[2] / "docs" / "migration.md"
-
-
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL))
-def test_the_page_on_migration(code, monkeypatch):
-    monkeypatch.setattr(torch_dropblock, "convert_dropblock", convert_dropblock, raising=False)
-    exec(compile(code, PAGE.name, "exec"), {})

@@ -122,6 +122,16 @@ def test_formulas_are_drawn_by_the_browser_itself(built):
     assert "$" not in re.sub(r"<(script|code)\b.*?</\1>", "", page, flags=re.DOTALL)
 
 
+def test_a_wide_table_names_the_column_in_each_cell():
+    """For a telephone; code in a heading is set aside by the extension that colours it."""
+    markdown = pytest.importorskip("markdown", reason="it is installed with the extra docs")
+    extensions = ["tables", "pymdownx.inlinehilite", script("stacked").makeExtension()]
+    table = '| shape | `p="a"`, % | T |\n| --- | --- | --- |\n| 7×7 | 1 | |\n'
+    page = markdown.markdown(table, extensions=extensions)
+    assert '<td data-column="p=&quot;a&quot;, %">1</td>' in page
+    assert "data-stacked" not in markdown.markdown("| a | b |\n| --- | --- |\n| 1 | 2 |", extensions=extensions)
+
+
 @pytest.fixture(scope="module")
 def browser(built):
     with chromium() as browser:
@@ -143,6 +153,28 @@ def opened(browser, built, name, width=1440):
     context.close()
 
 
+# what reaches beyond the window, unless it or what holds it is scrolled by itself
+BEYOND = """() => {
+    const width = document.documentElement.clientWidth;  // a telephone zooms out, and innerWidth grows, if it must
+    const scrolls = e => e && e !== document.body &&
+        (['auto', 'scroll'].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+    return [...document.querySelectorAll('.md-content *')]
+        .filter(e => e.getBoundingClientRect().right > width + 1 && !scrolls(e))
+        .map(e => e.outerHTML.slice(0, 120));
+}"""
+# tables that are wider than the text, and so scrolled
+WIDE = """() => [...document.querySelectorAll('.md-content table')]
+    .filter(t => t.getBoundingClientRect().width > t.closest('article').getBoundingClientRect().width + 1)
+    .map(t => t.innerText.slice(0, 120))"""
+
+
+def assert_nothing_is_cut_off(page):
+    """Every table fits; code, formulas and figures that are wider than the page are scrolled by themselves."""
+    assert page.evaluate(BEYOND) == []
+    assert page.evaluate(WIDE) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
 @pytest.mark.parametrize("name", [path.stem for path in PAGES])
 def test_a_page_opens_without_errors_and_without_the_network(browser, built, name):
     with opened(browser, built, name) as page:
@@ -150,35 +182,71 @@ def test_a_page_opens_without_errors_and_without_the_network(browser, built, nam
         assert [url for url in page.asked if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
         assert page.wrong == []
         assert page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)") == []
+        assert_nothing_is_cut_off(page)
 
 
-@pytest.mark.parametrize("width", [390, 1440])
 @pytest.mark.parametrize("name", [path.stem for path in PAGES])
-def test_nothing_is_cut_off(browser, built, name, width):
-    """Tables, code, formulas and figures that are wider than the page are scrolled by themselves."""
-    beyond = """() => {
-        const width = document.documentElement.clientWidth;  // a telephone zooms out, and innerWidth grows, if it must
-        const scrolls = e => e && e !== document.body &&
-            (['auto', 'scroll'].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
-        return [...document.querySelectorAll('.md-content *')]
-            .filter(e => e.getBoundingClientRect().right > width + 1 && !scrolls(e))
-            .map(e => e.outerHTML.slice(0, 120));
-    }"""
-    with opened(browser, built, name, width) as page:
-        assert page.evaluate(beyond) == []
-        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+def test_a_page_fits_a_telephone(browser, built, name):
+    with opened(browser, built, name, width=420) as page:
+        assert_nothing_is_cut_off(page)
+        page.set_viewport_size({"width": 390, "height": 900})
+        assert_nothing_is_cut_off(page)
 
 
-def test_the_search_finds(browser, built):
-    """From the file system too, where browsers start no Worker."""
+# what readers search for, and the page or section that must be among the first results
+SEARCHES = {
+    "uncertainty": "uncertainty.html",
+    "mc_predict": "api.html#torch_dropblock.mc_predict",
+    "DDP": "schedule.html#several-processes-ddp-fsdp",
+    "several GPUs": "schedule.html#several-processes-ddp-fsdp",
+    "AMP": "schedule.html#mixed-precision-amp",
+    "resume": "schedule.html#save-and-resume",
+    "checkpoint": "placement.html#checkpoints-are-those-of-the-plain-network",
+    "Lightning": "lightning.html",
+    "Hugging Face": "trainers.html#hugging-face-trainer",
+    "Ultralytics": "trainers.html#ultralytics",
+    "ResNet": "recipes.html#resnet",
+    "EfficientNet": "recipes.html#efficientnet",
+    "MobileNet": "recipes.html#mobilenetv3",
+    "ConvNeXt": "recipes.html#convnext",
+    "YOLO": "recipes.html#yolo",
+    "U-Net": "recipes.html#u-net",
+    "ViT": "recipes.html#vision-transformer-vit",
+    "few-shot": "recipes.html#few-shot-resnet-12",
+    "nn.Dropout": "migration.html#nndropout",
+    "torchvision": "migration.html#torchvision",
+    "KerasCV": "migration.html#kerascv",
+    "mmdetection": "migration.html#mmdetection",
+    "macOS": "performance.html#plain-pytorch-without-a-compiler-on-macos-and-windows",
+}
+
+
+@pytest.fixture(scope="module")
+def search(browser, built):
+    """Search the site, opened as a file, for which browsers start no Worker; return what is found, best first."""
     with opened(browser, built, "index") as page:
-        box = page.get_by_role("dialog").locator("input")
+        dialog = page.get_by_role("dialog")
+        box = dialog.locator("input")
         for _ in range(50):  # until the script of the search is there to hear the key
             page.keyboard.press("/")
             if box.is_visible():
                 break
             page.wait_for_timeout(100)
-        box.fill("uncertainty")
-        found = page.get_by_role("dialog").locator("ol a[href*='mc_dropblock']")
-        found.first.wait_for()
-        assert found.first.get_attribute("href").endswith("api.html#torch_dropblock.mc_dropblock")
+
+        def search(words):
+            box.fill("")
+            dialog.locator("ol a").first.wait_for(state="detached")
+            box.fill(words)
+            dialog.locator("ol a").first.wait_for()
+            return [link.partition("/site/")[2].partition("?")[0] for link in links(dialog)]
+
+        yield search
+
+
+def links(dialog):
+    return dialog.locator("ol a").evaluate_all("links => links.map(link => link.href)")
+
+
+@pytest.mark.parametrize(("words", "wanted"), SEARCHES.items(), ids=list(SEARCHES))
+def test_the_search_finds(search, words, wanted):
+    assert wanted in search(words)[:3]
