@@ -39,12 +39,18 @@ def on_gpu(function):
     return pytest.mark.gpu(pytest.mark.skipif(not HAS_GPU, reason="needs a CUDA GPU")(function))
 
 
-def interpret(file):
-    """Run the tests of a file again with TRITON_INTERPRET=1."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not gpu", "-p", "no:cacheprovider", file]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
+def interpreted(file, has_sweeps=True):
+    """Make a test that runs the tests of a file again with TRITON_INTERPRET=1, and the file's sweeps as a sweep."""
+
+    @pytest.mark.skipif(INTERPRETED, reason="this is the process in which the others run")
+    @pytest.mark.parametrize("kind", ["not sweep", *[pytest.param("sweep", marks=pytest.mark.sweep)] * has_sweeps])
+    def test(kind):
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", f"not gpu and {kind}", "-p", "no:cacheprovider"]
+        environment = {**os.environ, "TRITON_INTERPRET": "1"}
+        done = subprocess.run([*command, file], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
+
+    return test
 
 
 # --- drawing -----------------------------------------------------------------------------------------------------
@@ -105,7 +111,7 @@ def compiles(variants, check=lambda ptx, *variant: None):
     """Make a test that each of these kernels compiles to machine code for users' GPUs and passes a check."""
 
     @pytest.mark.skipif(INTERPRETED, reason="the interpreter has no compiler")
-    @pytest.mark.parametrize("capability", [80, 90])
+    @pytest.mark.parametrize("capability", [80, pytest.param(90, marks=pytest.mark.sweep)])
     def test(capability, monkeypatch, tmp_path):
         monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
         for variant in variants():

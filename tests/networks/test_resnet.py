@@ -258,7 +258,9 @@ def test_the_backbone_of_a_detector():
     assert len(sites.find(model)) == 36
 
 
-@pytest.mark.parametrize("name", RESNET50)
+@pytest.mark.parametrize(
+    "name", ["torchvision resnet18", *(pytest.param(name, marks=pytest.mark.sweep) for name in RESNET50)]
+)
 def test_a_schedule_over_20_steps_compiles_once(name):
     model = BUILDERS[name][0]()
     layers = insert_dropblock_resnet(model, block_size=3)

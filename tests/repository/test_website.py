@@ -143,18 +143,9 @@ def opened(browser, built, name, width=1440):
     context.close()
 
 
-@pytest.mark.parametrize("name", [path.stem for path in PAGES])
-def test_a_page_opens_without_errors_and_without_the_network(browser, built, name):
-    with opened(browser, built, name) as page:
-        assert page.asked
-        assert [url for url in page.asked if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
-        assert page.wrong == []
-        assert page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)") == []
-
-
 @pytest.mark.parametrize("width", [390, 1440])
 @pytest.mark.parametrize("name", [path.stem for path in PAGES])
-def test_nothing_is_cut_off(browser, built, name, width):
+def test_a_page_opens_without_errors_and_the_network_and_nothing_is_cut_off(browser, built, name, width):
     """Tables, code, formulas and figures that are wider than the page are scrolled by themselves."""
     beyond = """() => {
         const width = document.documentElement.clientWidth;  // a telephone zooms out, and innerWidth grows, if it must
@@ -165,6 +156,10 @@ def test_nothing_is_cut_off(browser, built, name, width):
             .map(e => e.outerHTML.slice(0, 120));
     }"""
     with opened(browser, built, name, width) as page:
+        assert page.asked
+        assert [url for url in page.asked if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
+        assert page.wrong == []
+        assert page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)") == []
         assert page.evaluate(beyond) == []
         assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 

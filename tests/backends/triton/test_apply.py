@@ -9,11 +9,10 @@ import torch
 from helpers.gpu_path import (
     DEVICE,
     DTYPES,
-    INTERPRETED,
     MARKS,
     assert_same,
     compiles,
-    interpret,
+    interpreted,
     launch,
     new_key,
     runs,
@@ -29,9 +28,7 @@ triton_apply = pytest.importorskip("torch_dropblock.backends.triton.apply")
 pytestmark = MARKS
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the process in which the others run")
-def test_in_the_interpreter():
-    interpret(__file__)
+test_in_the_interpreter = interpreted(__file__)
 
 
 @runs

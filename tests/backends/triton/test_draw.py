@@ -5,12 +5,11 @@ import torch
 
 from helpers.gpu_path import (
     DEVICE,
-    INTERPRETED,
     MARKS,
     assert_is_that_of_the_oracle,
     compiles,
     integers,
-    interpret,
+    interpreted,
     launch,
     new_key,
     runs,
@@ -26,9 +25,7 @@ triton_draw = pytest.importorskip("torch_dropblock.backends.triton.draw")
 pytestmark = MARKS
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the process in which the others run")
-def test_in_the_interpreter():
-    interpret(__file__)
+test_in_the_interpreter = interpreted(__file__)
 
 
 # --- the oracle --------------------------------------------------------------------------------------------------
