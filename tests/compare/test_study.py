@@ -391,6 +391,7 @@ needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 
 
 @needs_gloo
+@pytest.mark.sweep
 def test_torchruns_two_processes_train_one_run_after_the_other_and_write_each_once(tmp_path):
     recipe = {"epochs": 1, "limit_train": 50, "seeds": 2}
     code, out, err = finish(start(*studies.arguments(tmp_path, **recipe), before=[*TORCHRUN, free_port()]))

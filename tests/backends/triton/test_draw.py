@@ -9,7 +9,6 @@ from helpers.gpu_path import (
     assert_is_that_of_the_oracle,
     compiles,
     integers,
-    interpreted,
     launch,
     new_key,
     runs,
@@ -23,9 +22,6 @@ from torch_dropblock.core.seeds import MOST_LAM, TABLE, poisson_table
 tl = pytest.importorskip("triton.language")
 triton_draw = pytest.importorskip("torch_dropblock.backends.triton.draw")
 pytestmark = MARKS
-
-
-test_in_the_interpreter = interpreted(__file__)
 
 
 # --- the oracle --------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from helpers.gpu_path import (
     MARKS,
     assert_is_that_of_the_oracle,
     assert_same,
-    interpreted,
     launch,
     new_key,
     on_gpu,
@@ -37,9 +36,6 @@ from torch_dropblock.layer import compiled
 from torch_dropblock.layer.eager import ApplyBlocks, Call, drop
 
 pytestmark = MARKS
-
-
-test_in_the_interpreter = interpreted(__file__)
 
 
 @runs
