@@ -13,6 +13,7 @@ from lightning.pytorch import Callback
 from torch import distributed
 
 from helpers import studies
+from helpers.command import call
 from helpers.studies import finish, results, start
 from torch_dropblock.compare.distributed import Children, Machine, Stop
 
@@ -24,11 +25,11 @@ def test_impossible_machines_are_refused(name):
 
 
 def test_processes_that_do_not_train_together_share_the_runs(tmp_path):
-    """As with `srun` or in a pod, where each is told a rank."""
-    ranks = [{"LOCAL_RANK": str(rank), "RANK": str(rank)} for rank in range(2)]
-    processes = [start(*studies.arguments(tmp_path, "cutout", epochs=1, seeds=2), **rank) for rank in ranks]
-    for process in processes:
-        code, out, err = finish(process)
+    """As with `srun` or in a pod, where each is told a rank: this one, and another of rank 1, which begins."""
+    command = studies.arguments(tmp_path, "cutout", epochs=1, seeds=2)
+    process = start(*command, LOCAL_RANK="1", RANK="1")
+    studies.wait_for((tmp_path / "unfinished").exists, process)
+    for code, out, err in (call(*command), finish(process)):
         assert code == 0, err
         assert "cutout" in out
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
