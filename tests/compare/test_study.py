@@ -305,12 +305,12 @@ def test_all_unreadable_images_are_named_in_one_line(tmp_path, workers, number, 
 # --- killed, stopped, and without room -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.sweep)])
-def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(whole, tmp_path, times):
-    """By SIGKILL, at moments that differ from one test to the next, and each time started again."""
+@pytest.mark.sweep
+def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(whole, tmp_path):
+    """Twice by SIGKILL, at moments that differ from one test to the next, and each time started again."""
     command = studies.arguments(tmp_path, NAMES, seeds=2)
     moments = random.Random()
-    for _ in range(times):
+    for _ in range(2):
         process = start(*command)
         wait_for(lambda: (tmp_path / "unfinished").exists() or len(results(tmp_path)) == 4, process)
         time.sleep(moments.uniform(0, 1))

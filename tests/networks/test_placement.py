@@ -145,7 +145,13 @@ def test_code(run, heading):
     assert run(heading)
 
 
-@pytest.mark.parametrize("heading", PLANS)
+# one of each kind: convolutions, tokens, a detector, a decoder, a signal
+QUICK = ("ConvNeXt", "Vision transformer", "YOLO", "Segmentation", "Speech")
+
+
+@pytest.mark.parametrize(
+    "heading", [name if name in QUICK else pytest.param(name, marks=pytest.mark.sweep) for name in PLANS]
+)
 def test_plan_of_one_line(run, heading):
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         run(heading)

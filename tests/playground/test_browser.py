@@ -181,7 +181,7 @@ def test_the_keyboard_is_enough(visitor):
 
 
 def test_a_storm_ends_where_the_slider_is(visitor):
-    for keep_prob in range(100, 9, -1):
+    for keep_prob in range(60, 9, -1):
         visitor.slide("keep-prob", keep_prob / 100)
     wait_for(visitor, Settings(keep_prob=0.1))
 
@@ -340,7 +340,7 @@ def test_nothing_is_cut_off(visitor):
     page = visitor.page
     page.locator("#square input").uncheck()
     page.locator("#width").wait_for(timeout=PATIENCE)
-    for width in (360, 390, 570, 800, 900, 1000, 1281, 1440, 2200):
+    for width in (360, 570, 900, 1281, 2200):
         page.set_viewport_size({"width": width, "height": 844})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         ((_, first, last, _),) = page.evaluate(BOXES, "#layout")
