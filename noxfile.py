@@ -13,11 +13,11 @@ BETWEEN = ("torch==2.11.0", "torchvision==0.26.0", "numpy<2.4")
 def oldest(session: nox.Session) -> None:
     """Run the tests on the oldest supported Python and torch."""
     session.install(*OLDEST, "-e", ".[test]")
-    session.run("python", "-m", "pytest", "-n", "auto", "--dist", "loadfile", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "auto", "--dist", "worksteal", "-m", "", *session.posargs)
 
 
 @nox.session
 def between(session: nox.Session) -> None:
     """Run the tests on a torch between the two, and this Python."""
     session.install(*BETWEEN, "-e", ".[test]")
-    session.run("python", "-m", "pytest", "-n", "auto", "--dist", "loadfile", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "auto", "--dist", "worksteal", "-m", "", *session.posargs)

@@ -217,7 +217,7 @@ def test_help_waits_for_nothing_that_trains():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", ["lightning", "sklearn"])
+@pytest.mark.parametrize("name", ["lightning", pytest.param("sklearn", marks=pytest.mark.sweep)])
 def test_without_the_extra_one_line_says_how_to_get_it(name):
     code = (
         f"import sys; sys.argv = ['torch-dropblock', 'compare']; sys.modules[{name!r}] = None\n"

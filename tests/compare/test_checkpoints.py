@@ -1,5 +1,6 @@
 """A checkpoint that is none is named, whatever is wrong with it."""
 
+import shutil
 import signal
 
 import pytest
@@ -8,12 +9,19 @@ import torch
 from helpers.studies import Heard, Stops, study
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut short", "text", "foreign", "other shapes", "older", "no optimizer"])
-def test_a_checkpoint_that_is_none_is_named(tmp_path, damage):
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    path = tmp_path_factory.mktemp("stopped")
     with pytest.raises(KeyboardInterrupt):
-        study(tmp_path, listener=Stops(4)).run()
+        study(path, listener=Stops(4)).run()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    (file,) = tmp_path.rglob("last.ckpt")
+    return path
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut short", "text", "foreign", "other shapes", "older", "no optimizer"])
+def test_a_checkpoint_that_is_none_is_named(stopped, tmp_path, damage):
+    path = shutil.copytree(stopped, tmp_path / "study")
+    (file,) = path.rglob("last.ckpt")
     if damage == "foreign":
         torch.save({"weights": torch.ones(3)}, file)
     elif damage == "older":
@@ -31,8 +39,13 @@ def test_a_checkpoint_that_is_none_is_named(tmp_path, damage):
     else:
         file.write_bytes({"empty": b"", "cut short": file.read_bytes()[:5000], "text": b"x" * 100}[damage])
     with pytest.raises(ValueError, match=r"last\.ckpt is damaged, or of other images; delete it to train the run from"):
-        study(tmp_path).run()
+        study(path).run()
+
+
+def test_without_its_checkpoint_a_run_starts_again(stopped, tmp_path):
+    path = shutil.copytree(stopped, tmp_path / "study")
+    (file,) = path.rglob("last.ckpt")
     file.unlink()
     heard = Heard()
-    study(tmp_path, listener=heard).run()
+    study(path, listener=heard).run()
     assert heard.started == [("baseline", 0, 0)]

@@ -1,7 +1,9 @@
 """A study from its first run to its last: in this process, and as a command that is killed, stopped and spread."""
 
 import dataclasses
+import itertools
 import json
+import math
 import os
 import random
 import shutil
@@ -19,13 +21,16 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from helpers import studies
+from helpers.command import call, complaint
 from helpers.studies import Heard, Stops, finish, free_port, results, start, study, wait_for
 from torch_dropblock.compare import data, networks
 from torch_dropblock.compare.image_file import UnreadableImageError
 from torch_dropblock.compare.measures import images, uncertainty
 from torch_dropblock.compare.measures.choice import MEASURES
+from torch_dropblock.compare.progress import StudyProgress
 from torch_dropblock.compare.rows import Row
 from torch_dropblock.compare.settings import Settings
+from torch_dropblock.compare.study import _Reporter
 
 NAMES = "dropblock+cutout"
 ALL = [(row, seed) for seed in range(2) for row in ("baseline", NAMES)]
@@ -300,6 +305,7 @@ def test_all_unreadable_images_are_named_in_one_line(tmp_path, workers, number, 
 # --- killed, stopped, and without room -------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(whole, tmp_path):
     """Twice by SIGKILL, at moments that differ from one test to the next, and each time started again."""
     command = studies.arguments(tmp_path, NAMES, seeds=2)
@@ -324,17 +330,18 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(whole, tmp_path):
     ]
 
 
-def test_an_interrupt_leaves_the_table_of_what_is_done(whole, tmp_path):
-    path = shutil.copytree(whole[0], tmp_path / "study")
-    done = len(results(path))
-    process = start(*studies.arguments(path, f"{NAMES},dropout", seeds=40))
-    wait_for(lambda: len(results(path)) > done, process)
-    wait_for((path / "unfinished").exists, process)
-    os.killpg(process.pid, signal.SIGINT)
-    code, out, err = finish(process)
+def test_an_interrupt_leaves_the_table_of_what_is_done(whole, tmp_path, monkeypatch):
+    """By the signal of Ctrl-C, in the second of the runs that are not finished."""
+    path, steps = shutil.copytree(whole[0], tmp_path / "study"), itertools.count(1)
+    monkeypatch.setattr("torch_dropblock.compare.side_by_side.WORTH_STEPS", math.inf)
+    monkeypatch.setattr(
+        StudyProgress, "step_done", lambda _: next(steps) == 6 + 4 and signal.raise_signal(signal.SIGINT)
+    )
+    code, out, err = call(*studies.arguments(path, f"{NAMES},dropout", seeds=40))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which Lightning ignores from then on
     assert code == 130
     assert "Traceback" not in err
-    assert "runs are not finished: the same command resumes them." in out
+    assert "115 of 120 runs are not finished: the same command resumes them." in out
     assert f"| {NAMES} |" in (path / "table.md").read_text()
     assert out.splitlines()[-3:] == [str(path / name) for name in ("table.md", "accuracy.png", "curves.png")]
 
@@ -363,14 +370,16 @@ def test_a_full_disk_is_named_and_what_is_finished_stays(whole, tmp_path):
         subprocess.run(["umount", path], check=True)
 
 
-@pytest.mark.skipif(shutil.which("sh") is None, reason="it takes a shell to limit the size of a file")
 def test_a_file_that_may_not_grow_is_one_line_and_what_is_finished_stays(whole, tmp_path):
+    resource = pytest.importorskip("resource", reason="the size of a file cannot be limited here")
     path = shutil.copytree(whole[0], tmp_path / "study")
-    limited = ["sh", "-c", f'ulimit -f 500; exec {sys.executable} "$@"', "sh"]
-    before = (path / "results.jsonl").read_text()
-    code, _, err = finish(start(*studies.arguments(path, seeds=3), before=limited))
-    assert code == 2
-    assert err == f"error: {path}/unfinished/baseline-seed2/last.ckpt: File too large\n"
+    before, (soft, hard) = (path / "results.jsonl").read_text(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (256_000, hard))
+    try:
+        said = complaint(*studies.arguments(path, seeds=3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert said == f"{path}/unfinished/baseline-seed2/last.ckpt: File too large"
     assert (path / "results.jsonl").read_text() == before
     assert not list(path.rglob("*.part"))
 
@@ -382,8 +391,23 @@ needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 
 
 @needs_gloo
+@pytest.mark.sweep
+def test_torchruns_two_processes_train_one_run_after_the_other_and_write_each_once(tmp_path):
+    recipe = {"epochs": 1, "limit_train": 50, "seeds": 2}
+    code, out, err = finish(start(*studies.arguments(tmp_path, **recipe), before=[*TORCHRUN, free_port()]))
+    assert code == 0, err
+    assert out.count("top-1, %") == 1
+    assert (tmp_path / "results.jsonl").read_text().count("\n") == 2
+    assert {run: result["processes"] for run, result in results(tmp_path).items()} == {
+        ("baseline", 0): 2,
+        ("baseline", 1): 2,
+    }
+
+
+@needs_gloo
+@pytest.mark.sweep
 def test_torchruns_two_processes_find_what_one_finds(tmp_path):
-    """With the same batch in all. One run after the other, each written once."""
+    """With the same batch in all."""
     recipe = {"epochs": 4, "batch_size": 24, "limit_train": 600, "seeds": 2}
     process = start(*studies.arguments(tmp_path / "two", **recipe), before=[*TORCHRUN, free_port()])
     study(tmp_path / "one", **recipe).run()
@@ -420,7 +444,19 @@ def test_the_processes_that_devices_starts_count_each_image_once(tmp_path):
     assert (41 * found["baseline", 0]["top1"]) == pytest.approx(round(41 * found["baseline", 0]["top1"]), abs=1e-4)
 
 
+def test_processes_that_would_train_different_runs_are_told(monkeypatch):
+    def gather(all_of_them, mine):
+        all_of_them[:] = [mine, "baseline with seed 2 from the start"]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    trainer = SimpleNamespace(world_size=2)
+    _Reporter(Heard(), Row("baseline"), 2, resumes=False).setup(trainer, None, "fit")
+    with pytest.raises(ValueError, match="must train the same run, these train baseline with seed 2 from a checkpoint"):
+        _Reporter(Heard(), Row("baseline"), 2, resumes=True).setup(trainer, None, "fit")
+
+
 @needs_gloo
+@pytest.mark.sweep
 def test_nodes_that_do_not_see_one_directory_are_told(whole, tmp_path):
     shutil.copytree(whole[0], tmp_path / "0")
     port = free_port()
@@ -446,6 +482,7 @@ def test_nodes_that_do_not_see_one_directory_are_told(whole, tmp_path):
 
 
 @needs_gloo
+@pytest.mark.sweep
 def test_lightnings_own_launch_on_several_nodes(tmp_path):
     """One command a node, told apart by NODE_RANK alone: the first node's claims the runs and writes the results."""
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}

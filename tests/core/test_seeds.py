@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -109,6 +109,7 @@ def cases(draw):
 
 
 @given(case=cases())
+@settings(max_examples=50)
 def test_seeds_are_those_of_the_oracle(case):
     blocks, gamma, key = case
     table = table_for(gamma, blocks)
@@ -121,6 +122,7 @@ def test_seeds_are_those_of_the_oracle(case):
 
 
 @given(case=cases())
+@settings(max_examples=50)
 def test_other_devices_draw_the_same_seeds_and_a_surplus(case):
     blocks, gamma, key = case
     table, count = table_for(gamma, blocks), blocks.streams.count

@@ -1,8 +1,5 @@
 """Tests of the GPU path: on a GPU if there is one, otherwise in Triton's interpreter in a separate process."""
 
-import os
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -21,7 +18,7 @@ INTERPRETED = launch.INTERPRETED
 HAS_GPU = torch.cuda.is_available() and not INTERPRETED
 DEVICE = torch.device("cuda", 0) if HAS_GPU else torch.device("cpu")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-runs = pytest.mark.skipif(not (INTERPRETED or HAS_GPU), reason="runs in the interpreter: test_in_the_interpreter")
+runs = pytest.mark.skipif(not (INTERPRETED or HAS_GPU), reason="test_interpreted.py runs it in the interpreter")
 MARKS = [
     pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch.*"),
     pytest.mark.filterwarnings("ignore:.*:FutureWarning:torch.*"),
@@ -37,14 +34,6 @@ MARKS = [
 def on_gpu(function):
     """Mark a test that needs a device."""
     return pytest.mark.gpu(pytest.mark.skipif(not HAS_GPU, reason="needs a CUDA GPU")(function))
-
-
-def interpret(file):
-    """Run the tests of a file again with TRITON_INTERPRET=1."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not gpu", "-p", "no:cacheprovider", file]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
 
 
 # --- drawing -----------------------------------------------------------------------------------------------------
@@ -105,7 +94,7 @@ def compiles(variants, check=lambda ptx, *variant: None):
     """Make a test that each of these kernels compiles to machine code for users' GPUs and passes a check."""
 
     @pytest.mark.skipif(INTERPRETED, reason="the interpreter has no compiler")
-    @pytest.mark.parametrize("capability", [80, 90])
+    @pytest.mark.parametrize("capability", [80, pytest.param(90, marks=pytest.mark.sweep)])
     def test(capability, monkeypatch, tmp_path):
         monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
         for variant in variants():

@@ -94,8 +94,13 @@ def test_eager_mode(name, share_channels, dtype, layout):
         assert leaf.grad.dtype == dtype
 
 
-@pytest.mark.parametrize("share_channels", [False, True])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "share_channels"),
+    [
+        *((name, name == "native") for name in NAMES),
+        *(pytest.param(name, name != "native", marks=pytest.mark.sweep) for name in NAMES),
+    ],
+)
 def test_compiled_code(name, share_channels):
     """With one compilation for each layout and dtype; keys are data."""
     torch._dynamo.reset()

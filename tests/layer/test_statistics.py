@@ -59,12 +59,19 @@ def dropped_share_of_planes(y, dims):
 
 @pytest.mark.parametrize("keep_prob", KEEP_PROBS)
 @pytest.mark.parametrize(("size", "block"), CASES)
-def test_exact_drops_the_share_that_was_asked_for(size, block, keep_prob, z_score):
-    shares = dropped_share_of_planes(drop_ones(size, block, keep_prob=keep_prob), len(size))
-    assert abs(z_score(shares, 1 - keep_prob)) < 5
+def test_exact_drops_the_share_that_was_asked_for_and_each_position_as_often_as_theory_says(
+    size, block, keep_prob, z_score
+):
+    y = drop_ones(size, block, keep_prob=keep_prob)
+    assert abs(z_score(dropped_share_of_planes(y, len(size)), 1 - keep_prob)) < 5
+    if keep_prob in (0.5, 0.9):  # at the others some positions are kept, or dropped, too rarely for a z test
+        kept = (y != 0).double().mean((0, 1))
+        expected = keep_rate_map(size, block, seed_probability(size, block, keep_prob))
+        error = (expected * (1 - expected) / math.prod(PLANES)).sqrt()
+        assert ((kept - expected).abs() <= 5 * error).all()
 
 
-@pytest.mark.parametrize("keep_prob", KEEP_PROBS)
+@pytest.mark.parametrize("keep_prob", [0.1, 0.9])
 @pytest.mark.parametrize(("size", "block"), CASES)
 def test_paper_drops_what_theory_says_of_equation_1(size, block, keep_prob, z_score):
     shares = dropped_share_of_planes(drop_ones(size, block, keep_prob=keep_prob, rate="paper"), len(size))
@@ -72,21 +79,10 @@ def test_paper_drops_what_theory_says_of_equation_1(size, block, keep_prob, z_sc
     assert abs(z_score(shares, expected)) < 5
 
 
-@pytest.mark.parametrize("keep_prob", [0.5, 0.9])
-@pytest.mark.parametrize(("size", "block"), CASES)
-def test_each_position_is_kept_as_often_as_theory_says(size, block, keep_prob):
-    y = drop_ones(size, block, keep_prob=keep_prob)
-    kept = (y != 0).double().mean((0, 1))
-    expected = keep_rate_map(size, block, seed_probability(size, block, keep_prob))
-    error = (expected * (1 - expected) / math.prod(PLANES)).sqrt()
-    assert ((kept - expected).abs() <= 5 * error).all()
-
-
-@pytest.mark.parametrize("rate", ["exact", "paper"])
 @pytest.mark.parametrize("keep_prob", [0.3, 0.9])
 @pytest.mark.parametrize(("size", "block"), CASES)
-def test_every_zero_belongs_to_a_whole_block_inside_the_map(size, block, keep_prob, rate):
-    y = drop_ones(size, block, keep_prob=keep_prob, rate=rate)
+def test_every_zero_belongs_to_a_whole_block_inside_the_map(size, block, keep_prob):
+    y = DROP_BLOCK[len(size)](torch.ones(8, 8, *size), block, keep_prob=keep_prob)
     block = (block,) * len(size) if isinstance(block, int) else block
     block = tuple(min(s, b) for s, b in zip(size, block, strict=True))
     pool, kept = MAX_POOL[len(size)], (y != 0).float()

@@ -34,19 +34,6 @@ def gathered(value):
     return values
 
 
-def in_two_processes(worker, tmp_path):
-    torch.multiprocessing.spawn(started, (worker, f"file://{tmp_path}/rendezvous"), nprocs=RANKS)
-
-
-def started(rank, worker, where):
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=RANKS)
-    try:
-        worker(rank)
-    finally:
-        distributed.destroy_process_group()
-
-
 def train_replicas(rank):
     model = network()
     alone = copy.deepcopy(model)
@@ -80,10 +67,6 @@ def train_replicas(rank):
     assert schedule.state_dict()["keep_prob"] == {"module.0": 0.6, "module.1.0": 0.6}
 
 
-def test_replicas(tmp_path):
-    in_two_processes(train_replicas, tmp_path)
-
-
 def train_shards(rank):
     model = network()
     plain = network()
@@ -106,6 +89,15 @@ def train_shards(rank):
         insert_dropblock(model, "1.1")
 
 
-@pytest.mark.filterwarnings("ignore:.*:FutureWarning:torch.*")
-def test_shards(tmp_path):
-    in_two_processes(train_shards, tmp_path)
+def started(rank, where):
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=RANKS)
+    try:
+        train_replicas(rank)
+        train_shards(rank)
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_replicas_and_shards(tmp_path):
+    torch.multiprocessing.spawn(started, (f"file://{tmp_path}/rendezvous",), nprocs=RANKS)

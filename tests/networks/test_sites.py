@@ -2,9 +2,8 @@
 
 import copy
 import gc
+import io
 import pickle
-import subprocess
-import sys
 import weakref
 
 import pytest
@@ -351,26 +350,20 @@ def test_the_record_keeps_no_module_alive():
     assert old() is None
 
 
-def test_hooks_from_another_process_keep_their_keys(tmp_path):
+def test_hooks_from_another_process_keep_their_keys(monkeypatch):
     """A key is a number that each process counts from 0, so a hook that comes later could take it."""
-    code = (
-        "import sys, torch; from torch import nn; from torch_dropblock import insert_dropblock; "
-        "model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()); insert_dropblock(model, '*'); "
-        "torch.save(model, sys.argv[1])"
-    )
-    subprocess.run([sys.executable, "-c", code, tmp_path / "model.pt"], check=True)
-    code = (
-        "import sys, torch; from torch_dropblock import dropblock_summary; "
-        "from torch_dropblock.networks import sites; "
-        "model = torch.load(sys.argv[1], weights_only=False); "
-        "handles = [module.register_forward_hook(lambda *_: None) for module in model]; "
-        "dropblock_summary(model, (1, 3, 8, 8)); [handle.remove() for handle in handles]; "
-        "print(list(sites.find(model)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "model.pt"], check=True, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == "['0', '1']"
+    monkeypatch.setattr(RemovableHandle, "next_id", 0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    insert_dropblock(model, "*")
+    torch.save(model, file := io.BytesIO())
+    file.seek(0)
+    monkeypatch.setattr(RemovableHandle, "next_id", 0)
+    loaded = torch.load(file, weights_only=False)
+    handles = [module.register_forward_hook(lambda *_: None) for module in loaded]
+    dropblock_summary(loaded, (1, 3, 8, 8))
+    for handle in handles:
+        handle.remove()
+    assert list(sites.find(loaded)) == ["0", "1"]
 
 
 def test_a_hook_takes_no_key_that_a_moved_one_has_in_a_file(monkeypatch):

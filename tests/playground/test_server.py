@@ -304,13 +304,6 @@ def test_a_flood_of_pages_ends_and_leaves_nothing(ask):
 # --- ports -------------------------------------------------------------------------------------------------------
 
 
-def test_a_second_server_takes_the_next_port(server):
-    second = Server()
-    assert second.url != server.url
-    code, said = second.interrupt(signal.SIGINT)
-    assert (code, said) == (0, "")
-
-
 def test_a_port_that_is_taken(tmp_path):
     with socket.socket() as taken:
         taken.bind((HOST, 0))
@@ -328,7 +321,7 @@ def test_no_port_is_left(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_the_browser_is_opened_if_wanted(monkeypatch, tmp_path, wanted):
+def test_the_browser_is_opened_if_wanted_with_the_next_port(server, monkeypatch, tmp_path, wanted):
     async def empty_page(scope, receive, send):
         """An application with nothing on it."""
 
@@ -346,6 +339,7 @@ def test_the_browser_is_opened_if_wanted(monkeypatch, tmp_path, wanted):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", *ready)
+    assert ready != [server.url]
     if wanted:
         assert opened.get(timeout=20) == ready[0]
     else:

@@ -133,7 +133,7 @@ import torch
 def drop(x):
     return torch_dropblock.drop_block2d(x, 3, keep_prob=0.5)
 
-y = torch.compile(drop, fullgraph=True, backend="aot_eager")(torch.ones(2, 3, 9, 9))
+y = torch.compile(drop, fullgraph=True, backend="eager")(torch.ones(2, 3, 9, 9))
 assert (y == 0).any() and (y > 1).any()
 names = {}
 exec("from torch_dropblock import *", names)

@@ -5,12 +5,14 @@ What needs the extra `docs`, or Chromium, is skipped, with the reason printed, w
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from helpers.browser import chromium
 
@@ -104,12 +106,15 @@ def test_no_site_is_a_problem(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def built():
+def built(tmp_path_factory):
+    """A copy of the site, since other processes may run other tests of this file, and build it too."""
     if importlib.util.find_spec("zensical") is None:
         pytest.skip('what builds the site is not installed: pip install -e ".[docs]"')
-    done = subprocess.run([sys.executable, ROOT / "website" / "build.py"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return ROOT / "site"
+    command = [sys.executable, ROOT / "website" / "build.py"]
+    with FileLock(tmp_path_factory.getbasetemp().parent / "site.lock"):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return shutil.copytree(ROOT / "site", tmp_path_factory.mktemp("built") / "site")
 
 
 def test_every_page_is_in_the_site(built):

@@ -1,5 +1,6 @@
 """Applying a mask on a GPU: the values against the oracle in every layout, machine code."""
 
+import itertools
 import math
 import re
 
@@ -9,11 +10,9 @@ import torch
 from helpers.gpu_path import (
     DEVICE,
     DTYPES,
-    INTERPRETED,
     MARKS,
     assert_same,
     compiles,
-    interpret,
     launch,
     new_key,
     runs,
@@ -27,11 +26,6 @@ from torch_dropblock.core.blocks import Blocks
 tl = pytest.importorskip("triton.language")
 triton_apply = pytest.importorskip("torch_dropblock.backends.triton.apply")
 pytestmark = MARKS
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is the process in which the others run")
-def test_in_the_interpreter():
-    interpret(__file__)
 
 
 @runs
@@ -53,13 +47,21 @@ def layouts(x):
     yield x[:1].expand(x.shape)
 
 
+GEOMETRY = [((3, 5), (9, 11), (3, 4)), ((2, 33), (50,), (5,)), ((2, 3), (3, 4, 5), (2, 2, 3))]
+SHARED = [(), (1,), (0,), (0, 1)]
+
+
 @runs
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shared", [(), (1,), (0,), (0, 1)], ids=str)
 @pytest.mark.parametrize(
-    ("lead", "size", "block"), [((3, 5), (9, 11), (3, 4)), ((2, 33), (50,), (5,)), ((2, 3), (3, 4, 5), (2, 2, 3))]
+    ("geometry", "shared", "dtype"),
+    [
+        *((GEOMETRY[i % 3], SHARED[i % 4], DTYPES[(i + i // 4) % 4]) for i in range(12)),
+        *(pytest.param(*case, marks=pytest.mark.sweep) for case in itertools.product(GEOMETRY, SHARED, DTYPES)),
+    ],
+    ids=str,
 )
-def test_values_are_those_of_the_oracle_in_every_layout(lead, size, block, shared, dtype):
+def test_values_are_those_of_the_oracle_in_every_layout(geometry, shared, dtype):
+    lead, size, block = geometry
     blocks = Blocks(lead, size, block, shared)
     mask = launch.draw(new_key(), blocks, some_blocks(lead, size, block, 0.7)[1])
     kept = ~mask.dense()

@@ -5,12 +5,10 @@ import torch
 
 from helpers.gpu_path import (
     DEVICE,
-    INTERPRETED,
     MARKS,
     assert_is_that_of_the_oracle,
     compiles,
     integers,
-    interpret,
     launch,
     new_key,
     runs,
@@ -24,11 +22,6 @@ from torch_dropblock.core.seeds import MOST_LAM, TABLE, poisson_table
 tl = pytest.importorskip("triton.language")
 triton_draw = pytest.importorskip("torch_dropblock.backends.triton.draw")
 pytestmark = MARKS
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is the process in which the others run")
-def test_in_the_interpreter():
-    interpret(__file__)
 
 
 # --- the oracle --------------------------------------------------------------------------------------------------

@@ -7,17 +7,12 @@ import struct
 import pytest
 import torch
 
-from helpers.gpu_path import DEVICE, INTERPRETED, MARKS, compiles, interpret, launch, runs
+from helpers.gpu_path import DEVICE, MARKS, compiles, launch, runs
 from torch_dropblock.core.geometry import gamma
 from torch_dropblock.core.seeds import MOST_EXPECTED, MOST_LAM, TABLE, poisson_table, table_of
 
 triton_gamma = pytest.importorskip("torch_dropblock.backends.triton.gamma")
 pytestmark = MARKS
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is the process in which the others run")
-def test_in_the_interpreter():
-    interpret(__file__)
 
 
 SIZES = [((28, 28), (7, 7)), ((14, 14), (1, 1)), ((100,), (100,)), ((6, 8, 7), (3, 2, 7)), ((112, 80), (40, 33))]
