@@ -75,6 +75,8 @@ class Draw:
     def blocks(self, keep_prob: Tensor) -> tuple[Blocks, Tensor | None]:
         """Return the blocks and the table of a keep_prob; check its value unless only a GPU holds it."""
         lead, size, block_size = tuple(self.lead), tuple(self.size), tuple(self.block_size)
+        if keep_prob.numel() > 1:  # of a layer whose block grows
+            keep_prob, block_size = keep_prob[0], tuple(map(int, keep_prob[1:].tolist()))
         rate, blocks = checks.rate(self.rate), Blocks.of(lead, size, block_size, self.share_channels)
         if keep_prob.device.type != "cpu" and self.backend == "triton":
             return blocks, triton.solved_table(keep_prob, size, blocks.block, rate, blocks.streams.length)
