@@ -1,18 +1,19 @@
-"""Noise is a function of the key: standard normal, independent of the words of masks, in any order of mapping."""
+"""Noise is a function of the key: standard normal, independent for each key."""
 
 import math
 
 import pytest
 import torch
-from torch.func import vmap
 
 from torch_dropblock.core import keys, noise
 
-CPU = torch.device("cpu")
+
+def normal(key, shape, dtype):
+    return noise.normal(torch.tensor(key), shape, dtype)
 
 
 def test_numbers_are_made_as_by_hand():
-    drawn = noise.normal(42, (5,), torch.float64, CPU).tolist()
+    drawn = normal(42, (5,), torch.float64).tolist()
     for i, number in enumerate(drawn):
         word = keys.word(42, -1, i // 2) % 2**64
         radius = math.sqrt(-2 * math.log(((word >> 32) + 1) / 2**32))
@@ -22,7 +23,7 @@ def test_numbers_are_made_as_by_hand():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_moments(dtype, z_score):
-    drawn = noise.normal(7, (1000, 1001), dtype, CPU)
+    drawn = normal(7, (1000, 1001), dtype)
     assert drawn.dtype == dtype
     assert drawn.isfinite().all()
     for power, moment in ((1, 0.0), (2, 1.0), (3, 0.0), (4, 3.0), (6, 15.0)):
@@ -34,22 +35,28 @@ def test_moments(dtype, z_score):
 
 
 def test_keys_are_independent(z_score):
-    a, b = (noise.normal(key, (10**6,), torch.float32, CPU) for key in (1, 2))
+    a, b = (normal(key, (10**6,), torch.float32) for key in (1, 2))
     assert abs(z_score(a * b, 0.0)) < 5
 
 
 def test_float32_is_float64_rounded():
-    a, b = (noise.normal(-5, (10**5,), dtype, CPU) for dtype in (torch.float32, torch.float64))
+    a, b = (normal(-5, (10**5,), dtype) for dtype in (torch.float32, torch.float64))
     torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (0, 3), (3, 5, 7)])
 def test_any_shape_is_a_part_of_the_same_sequence(shape):
-    whole = noise.normal(torch.tensor(9), (200,), torch.float32, CPU)
-    assert torch.equal(noise.normal(9, shape, torch.float32, CPU), whole[: math.prod(shape)].view(shape))
+    whole = normal(9, (200,), torch.float32)
+    assert torch.equal(normal(9, shape, torch.float32), whole[: math.prod(shape)].view(shape))
 
 
-def test_mapped_keys():
-    several = torch.tensor([1, -2, 3])
-    mapped = vmap(lambda key: noise.normal(key, (4, 5), torch.float32, CPU))(several)
-    assert torch.equal(mapped, torch.stack([noise.normal(key, (4, 5), torch.float32, CPU) for key in several]))
+def test_the_number_of_words_at_once_does_not_matter(monkeypatch):
+    whole = normal(3, (1001,), torch.float32)
+    monkeypatch.setattr(noise, "WORDS_AT_ONCE", 7)
+    assert torch.equal(normal(3, (1001,), torch.float32), whole)
+
+
+def test_the_key_is_left_alone():
+    key = torch.tensor(3)
+    noise.normal(key, (4,), torch.float32)
+    assert key.item() == 3

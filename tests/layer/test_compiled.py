@@ -27,7 +27,7 @@ from torch_dropblock import (
     drop_block_mask,
 )
 from torch_dropblock.backends import sparse
-from torch_dropblock.core import geometry
+from torch_dropblock.core import geometry, noise
 from torch_dropblock.core.blocks import Blocks
 from torch_dropblock.core.seeds import draw_seeds, table_of
 from torch_dropblock.layer import compiled
@@ -348,6 +348,16 @@ def test_operators_are_what_they_say(lead, size, block, share_channels, channels
     if dropped.numel():
         kept = (~dropped).sum().item()
         assert scale.item() == (dropped.numel() / kept if kept else 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(), (0, 3), (2, 3, 5)])
+def test_the_operator_of_noise(shape, dtype):
+    arguments = torch.tensor(7), shape, dtype
+    torch.library.opcheck(compiled.normal, arguments)
+    assert torch.equal(compiled.normal(*arguments), noise.normal(*arguments))
+    mapped = vmap(lambda key: compiled.normal(key, shape, dtype))(torch.tensor([1, 7]))
+    assert torch.equal(mapped[1], noise.normal(*arguments))
 
 
 @pytest.mark.parametrize("randomness", ["same", "different"])

@@ -63,7 +63,7 @@ def block_size(value: object, dims: int) -> tuple[int, ...]:
         if not isinstance(entry, str) and not _is_int(entry):
             swapped = "; " + SWAPPED.format(call="DropBlock2d(7, keep_prob=0.9)") if isinstance(entry, float) else ""
             raise TypeError(wanted + swapped)
-    sizes = tuple(_share(entry) if isinstance(entry, str) else operator.index(entry) for entry in entries)
+    sizes = tuple(_share(entry) if isinstance(entry, str) else operator.index(entry) for entry in entries)  # type: ignore[arg-type]
     units = [size for entry, size in zip(entries, sizes, strict=True) if not isinstance(entry, str)]
     if len(sizes) != dims or 0 in sizes or min(units, default=1) < 1:
         raise ValueError(wanted)

@@ -1,4 +1,4 @@
-"""Standard normal noise of a key, in plain operations: every device and the compiler make the same, but for rounding.
+"""Standard normal noise of a key: every device makes the same, up to the rounding of its logarithm, sine and cosine.
 
 Masks use the streams from 0 on of a key's words, see `keys.py`. Noise uses the words of stream -1, so that it is
 independent of the mask of the same key. A word makes two numbers, by the transform of Box and Muller.
@@ -7,34 +7,29 @@ independent of the mask of the same key. A word makes two numbers, by the transf
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .geometry import Size
-from .keys import FACTORS, PHI, as_tensor, device_for_keys
+from .keys import PHI, mix_, shift_right
+
+# Words made at once on a CPU, so that they stay in the cache.
+WORDS_AT_ONCE = 1 << 15
 
 
-def normal(key: Tensor | int, shape: Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return noise of a shape; float32 or float64.
-
-    The operations write into nothing, so that `torch.vmap` can map over the key.
-    """
-    count, there = math.prod(shape), device_for_keys(device)
-    order = torch.arange((count + 1) // 2, dtype=torch.int64, device=there)
-    words = _mix(_mix(_mix(as_tensor(key, there))) + order * PHI)
-    uniform = (_shifted(words, 32) + 1).to(dtype) * 2.0**-32
-    angle = (words & 0xFFFFFFFF).to(dtype) * (2.0**-32 * math.tau)
-    radius = (-2.0 * uniform.log()).sqrt()
-    pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), -1)
-    return pairs.flatten()[:count].reshape(shape).to(device)
-
-
-def _mix(words: Tensor) -> Tensor:
-    words = (words ^ _shifted(words, 30)) * FACTORS[0]
-    words = (words ^ _shifted(words, 27)) * FACTORS[1]
-    return words ^ _shifted(words, 31)
-
-
-def _shifted(words: Tensor, bits: int) -> Tensor:
-    return (words >> bits) & ((1 << (64 - bits)) - 1)
+def normal(key: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return noise of a shape on the device of the key; float32 or float64."""
+    count = math.prod(shape)
+    pairs = torch.empty(((count + 1) // 2, 2), dtype=dtype, device=key.device)
+    at_once = WORDS_AT_ONCE if key.device.type == "cpu" else max(count, 1)
+    base = mix_(mix_(key.clone()))
+    for first in range(0, len(pairs), at_once):
+        some = pairs[first : first + at_once]
+        words = torch.arange(first, first + len(some), dtype=torch.int64, device=key.device)
+        mix_(words.mul_(PHI).add_(base))
+        radius = shift_right(words, 32).add_(1).to(dtype).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
+        angle = words.bitwise_and_(0xFFFFFFFF).to(dtype).mul_(2.0**-32 * math.tau)
+        torch.mul(radius, angle.cos(), out=some[:, 0])
+        torch.mul(radius, angle.sin_(), out=some[:, 1])
+    return pairs.view(-1)[:count].view(tuple(shape))

@@ -43,6 +43,7 @@ class DropBlockNd(nn.Module):
     _variant: Variant | None = None
     _own_block: tuple[Any, Size] | None = None  # block_size and its entries, if a schedule sets a part of them
     _keep_prob_tensor: Tensor
+    _sizes: Size
 
     @hinted(checks.SWAPPED.format(call="DropBlock2d(7, keep_prob=0.9)"))
     def __init__(

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import checks, noise
-from ..core.keys import draw_key
-from . import tracing
+from ..core import checks
+from ..core.keys import as_tensor, device_for_keys, draw_key
+from . import compiled, tracing
 
 
 class Variant(NamedTuple):
@@ -70,7 +70,8 @@ def apply(
     dropped, fill = factor == 0, torch.zeros((), dtype=input.dtype, device=input.device)
     if variant.with_noise:
         key = draw_key(input.device, generator) if key is None else key  # after the mask's, which so stays the same
-        fill = noise.normal(key, tuple(ones.shape), op, input.device).to(input.dtype)
+        key = as_tensor(key, device_for_keys(input.device))
+        fill = compiled.normal(key, ones.shape, op).to(input.device, input.dtype)
     kept = (input.to(op) * factor).to(input.dtype) if variant.scale_by_keep else input
     output = torch.where(dropped, fill, kept)
     return input.copy_(output) if inplace else output
