@@ -73,7 +73,7 @@ class DropBlockCallbacks:
         layers: its layers, by name.
     """
 
-    def __init__(self, insert: Callable[[nn.Module], object], curve: str | Curve, grow_blocks: bool) -> None:
+    def __init__(self, insert: Callable[[nn.Module], object], curve: str | Curve, grow_blocks: bool = False) -> None:
         self.insert, self.curve, self.grow_blocks = insert, curve, grow_blocks
         self.schedule: KeepProbSchedule | None = None
         self.layers: dict[str, nn.Module] = {}
