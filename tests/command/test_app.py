@@ -135,6 +135,7 @@ def test_a_narrow_terminal_cuts_no_number(cat, tmp_path):
         ("8x16x16", "3x5x5", 0.75, (8, 16, 16), (3, 5, 5)),
         ("7x7", "7", 0.999, (7, 7), (7, 7)),
         ("30x3", "1", 0.9, (30, 3), (1, 1)),
+        ("14x10", "25%x3", 0.9, (14, 10), (3, 3)),
     ],
 )
 def test_rate_states_what_the_library_computes(typed, typed_block, keep_prob, size, block):
@@ -152,7 +153,11 @@ def test_rate_of_a_map_too_large_to_hold():
 
 def test_rate_says_that_the_block_was_clamped():
     assert "The block of 7×20 was clamped to 7×14" in succeed("rate", "14x14", "-b", "7x20")
+    assert "The block of 50%×20 was clamped to 7×14" in succeed("rate", "14x14", "-b", "50%x20")
     assert "clamped" not in succeed("rate", "14x14", "-b", "14")
+    assert "clamped" not in succeed("rate", "14x14", "-b", "100%")
+    assert "must be whole numbers joined by x, such as 7x7, or shares" in complaint("rate", "14", "-b", "5%5")
+    assert "block_size must be" in complaint("rate", "14", "-b", "0%")
 
 
 @pytest.mark.parametrize("size", ["", "x", "28x", "28x28x", "a", "2.5", "28,28", "1e3", "28 x 28"])

@@ -18,6 +18,15 @@ def test_parsed_size():
             terminal.parsed_size("SIZE", bad)
 
 
+def test_parsed_block():
+    assert terminal.parsed_block("BLOCK", "7") == 7
+    assert terminal.parsed_block("BLOCK", "30%") == "30%"
+    assert terminal.parsed_block("BLOCK", "12.5%x3") == ["12.5%", 3]
+    for bad in ("", "x", "28x", "2.5", "-3", "%", "30 %"):
+        with pytest.raises(ValueError, match="^BLOCK must be whole numbers joined by x"):
+            terminal.parsed_block("BLOCK", bad)
+
+
 def test_unwrapped():
     assert (
         terminal.unwrapped("One,\n    and more.\n\n    [b]two[/]  and\n    three\n    ")

@@ -1,6 +1,7 @@
 """Every check: what it accepts, and the kind and words of what it raises."""
 
 import fractions
+import functools
 
 import numpy as np
 import pytest
@@ -22,7 +23,31 @@ from torch_dropblock.core import checks
     ],
 )
 def test_positive_ints(value, dims, result):
-    assert checks.positive_ints("block_size", value, dims) == result
+    assert checks.positive_ints("size", value, dims) == result
+    if dims:
+        assert checks.block_size(value, dims) == result
+
+
+@pytest.mark.parametrize(
+    ("value", "dims", "result"),
+    [
+        ("30%", 2, (-300_000, -300_000)),
+        (("30%", 7), 2, (-300_000, 7)),
+        ([5, "12.5%", "100%"], 3, (5, -125_000, -1_000_000)),
+        ("0.01%", 1, (-100,)),
+        ("33.3333%", 1, (-333_333,)),
+    ],
+)
+def test_shares_of_the_map(value, dims, result):
+    assert checks.block_size(value, dims) == result
+
+
+@pytest.mark.parametrize(
+    "value", ["0%", "-5%", "101%", "%", "7", "x%", "nan%", "inf%", "0.00001%", ("30%", 0), ("30%",), ""]
+)
+def test_bad_shares(value):
+    with pytest.raises(ValueError, match="^block_size must be a positive int or a share of the map such as '30%'"):
+        checks.block_size(value, 2)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +65,6 @@ def test_positive_ints(value, dims, result):
         (7.0, 2, TypeError),
         (0.1, 2, TypeError),
         (np.float32(7), 2, TypeError),
-        ("7", 2, TypeError),
         (b"77", 2, TypeError),
         (None, 2, TypeError),
         ({7}, 2, TypeError),
@@ -52,15 +76,19 @@ def test_positive_ints(value, dims, result):
     ],
 )
 def test_bad_block_size(value, dims, error):
-    with pytest.raises(error, match="^block_size must be a positive int.*got ") as caught:
-        checks.positive_ints("block_size", value, dims)
-    assert repr(value) in str(caught.value)
+    for check, name in ((checks.block_size, "block_size"), (functools.partial(checks.positive_ints, "size"), "size")):
+        if dims or name == "size":
+            with pytest.raises(error, match=f"^{name} must be a positive int.*got ") as caught:
+                check(value, dims)
+            assert repr(value) in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [2**63, 10**400, (3, 10**400)])
 def test_a_size_that_pytorch_cannot_hold(value):
+    with pytest.raises(ValueError, match=r"^size must be below 2\*\*63, got "):
+        checks.positive_ints("size", value, 2)
     with pytest.raises(ValueError, match=r"^block_size must be below 2\*\*63, got "):
-        checks.positive_ints("block_size", value, 2)
+        checks.block_size(value, 2)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -78,7 +106,7 @@ def test_a_number_too_long_for_a_message(sign):
 
 def test_a_float_block_size_gets_the_hint_that_torchvision_has_the_order_swapped():
     with pytest.raises(TypeError, match="torchvision's DropBlock2d.p, block_size. has them the other way round"):
-        checks.positive_ints("block_size", 0.1, 2)
+        checks.block_size(0.1, 2)
     with pytest.raises(TypeError) as caught:
         checks.positive_ints("size", 0.1, 2)
     assert "torchvision" not in str(caught.value)

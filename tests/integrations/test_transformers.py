@@ -119,10 +119,11 @@ def test_evaluation_is_no_step(whole, tmp_path):
 
 
 def test_total_steps_and_curve(tmp_path):
-    callback = DropBlockCallback(curve="constant", total_steps=3)
+    callback = DropBlockCallback(curve="constant", total_steps=3, grow_blocks=True)
     with pytest.warns(UserWarning, match="more than its total_steps=3"):
         _, watcher = train(tmp_path, max_steps=4, callback=callback)
     assert watcher.strengths == dict.fromkeys(range(4), 1.0)
+    assert callback.schedule.grow_blocks
 
 
 def test_each_process_draws_its_own_masks():

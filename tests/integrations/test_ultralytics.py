@@ -168,10 +168,11 @@ def test_an_ema_that_is_made_again_loses_the_layers_and_a_repeated_epoch_repeats
 
 def test_a_copy_has_the_options_alone():
     """Ultralytics pickles the callbacks for the processes of several GPUs."""
-    callbacks = DropBlockCallbacks(insert, "cosine")
+    callbacks = DropBlockCallbacks(insert, "cosine", grow_blocks=True)
     callbacks._network = nn.Linear(1, 1)
     event = pickle.loads(pickle.dumps(callbacks.on_train_epoch_end))
     assert (event.__self__.insert, event.__self__.curve, event.__self__._network) == (insert, "cosine", None)
+    assert event.__self__.grow_blocks
 
 
 def test_bad_arguments():

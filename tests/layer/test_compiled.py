@@ -17,9 +17,17 @@ from torch._inductor.utils import run_fw_bw_and_get_code
 from torch.func import grad, vmap
 from torch.utils.checkpoint import checkpoint
 
-from torch_dropblock import DropBlock, DropBlock1d, DropBlock2d, DropBlock3d, drop_block2d, drop_block_mask
+from torch_dropblock import (
+    DropBlock,
+    DropBlock1d,
+    DropBlock2d,
+    DropBlock3d,
+    KeepProbSchedule,
+    drop_block2d,
+    drop_block_mask,
+)
 from torch_dropblock.backends import sparse
-from torch_dropblock.core import geometry
+from torch_dropblock.core import geometry, noise
 from torch_dropblock.core.blocks import Blocks
 from torch_dropblock.core.seeds import draw_seeds, table_of
 from torch_dropblock.layer import compiled
@@ -71,6 +79,42 @@ def test_assigning_between_forward_and_backward_does_not_change_the_mask():
     layer.keep_prob = 0.9
     y.sum().backward()
     assert torch.equal(x.grad, y.detach())
+
+
+def test_a_growing_block_compiles_once():
+    layers = DropBlock2d(7, keep_prob=0.6), DropBlock2d(("40%", 3), keep_prob=0.6, scale_by_keep=False)
+    schedule = KeepProbSchedule(nn.Sequential(*layers), 10, grow_blocks=True)
+    function = compile(lambda x: [layer(x * 2) + 1 for layer in layers])
+    x = torch.rand(4, 8, 20, 20).add(1).requires_grad_()
+    sizes = set()
+    for _ in range(10):
+        schedule.step()
+        torch.manual_seed(1)
+        together = function(x)
+        torch.manual_seed(1)
+        for layer, y in zip(layers, together, strict=True):
+            sizes.add(layer.block_size)
+            expected = layer(x * 2) + 1
+            assert torch.equal(y == 1, expected == 1), "the mask is that of the present block size"
+            (gradient,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+            assert torch.equal(gradient == 0, y == 1)
+    assert len(sizes) == 7 + 10
+    assert compilations() == 1
+
+
+def test_a_share_of_the_map_follows_sizes_that_are_dynamic():
+    function = compile(lambda x: drop_block2d(x * 2, "25%", keep_prob=0.5, key=3), dynamic=True)
+    for side in (20, 24, 29):
+        x = torch.ones(4, 8, side, side)
+        assert torch.equal(function(x), drop_block2d(x * 2, side // 4, keep_prob=0.5, key=3))
+    assert compilations() == 1
+
+
+def test_a_keep_prob_of_several_numbers_is_refused():
+    """Such a tensor is that of a layer whose block grows."""
+    function = torch.compile(lambda x, p: drop_block2d(x, 5, keep_prob=p), backend="eager")
+    with pytest.raises(TypeError, match="^keep_prob must be .* tensor of no dimensions"):
+        function(torch.ones(4, 8, 20, 20), torch.tensor([0.5, 3, 3]))
 
 
 def test_keep_prob_as_a_tensor_argument():
@@ -306,6 +350,16 @@ def test_operators_are_what_they_say(lead, size, block, share_channels, channels
     if dropped.numel():
         kept = (~dropped).sum().item()
         assert scale.item() == (dropped.numel() / kept if kept else 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(), (0, 3), (2, 3, 5)])
+def test_the_operator_of_noise(shape, dtype):
+    arguments = torch.tensor(7), shape, dtype
+    torch.library.opcheck(compiled.normal, arguments)
+    assert torch.equal(compiled.normal(*arguments), noise.normal(*arguments))
+    mapped = vmap(lambda key: compiled.normal(key, shape, dtype))(torch.tensor([1, 7]))
+    assert torch.equal(mapped[1], noise.normal(*arguments))
 
 
 @pytest.mark.parametrize("randomness", ["same", "different"])

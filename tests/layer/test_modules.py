@@ -165,7 +165,8 @@ def test_repr_tells_everything():
         ((-3,), {}, ValueError, "block_size must be"),
         ((0.1,), {}, TypeError, "block_size must be .*torchvision"),
         ((True,), {}, TypeError, "block_size must be"),
-        (("7",), {}, TypeError, "block_size must be"),
+        (("7",), {}, ValueError, "block_size must be"),
+        (("0%",), {}, ValueError, "block_size must be .* share of the map such as '30%'"),
         (((1, 2, 3, 4),), {}, ValueError, "block_size must be"),
         ((7,), {"keep_prob": 1.1}, ValueError, "keep_prob must be"),
         ((7,), {"keep_prob": math.nan}, ValueError, "keep_prob must be"),
@@ -229,6 +230,54 @@ def test_every_attribute_is_checked_when_it_is_assigned(name, good, bad, error):
 def test_wrong_rank_at_the_call():
     with pytest.raises(ValueError, match=r"^input must be .*\(N, C, H, W\) or \(C, H, W\), got one of shape \(8, 8\)"):
         DropBlock2d(3)(torch.ones(8, 8))
+
+
+# --- shares of the map, and blocks that grow ------------------------------------------------------------------------
+
+
+def test_a_share_of_the_map():
+    x = torch.ones(16, 8, 20, 14)
+    for share, units in (("30%", (6, 4)), (("25%", 3), (5, 3)), ("1%", (1, 1)), ("100%", (20, 14)), ("7.5%", (1, 1))):
+        layer = DropBlock2d(share, keep_prob=0.7)
+        assert repr(eval(repr(layer), vars(torch_dropblock))) == repr(layer)
+        assert layer.block_size == share
+        torch.manual_seed(1)
+        y = layer(x)
+        torch.manual_seed(1)
+        assert torch.equal(y, drop_block2d(x, units, keep_prob=0.7))
+    assert DropBlock2d("30.0%").block_size == "30%"
+    assert DropBlock("25%", 0.9).calculate_gamma(torch.ones(1, 1, 28, 28)) == pytest.approx(0.1 / 49 * 28**2 / 22**2)
+    layer = DropBlock2d("50%", keep_prob=0.5, layout="channels_last")
+    assert layer(torch.ones(2, 8, 8, 3)).shape == (2, 8, 8, 3)
+
+
+def test_a_block_grows_with_the_strength_and_comes_back():
+    for given, parts in (
+        (7, [(0.0, 1), (0.1, 1), (0.3, 2), (0.5, 3), (0.99, 6), (1.0, 7)]),
+        ((5, "40%"), [(0.0, (1, "0.0001%")), (0.5, (2, "20%")), (1.0, (5, "40%"))]),
+    ):
+        layer = DropBlock2d(given, keep_prob=0.8)
+        for strength, part in parts:
+            layer.set_strength(strength, grow_block=True)
+            assert (layer.block_size, layer.target_block_size) == (part, given)
+            assert layer.keep_prob == pytest.approx(1 - 0.2 * strength)
+        layer.set_strength(0.5, grow_block=True)
+        assert f"block_size={layer.block_size!r}, target_block_size={given!r}, keep_prob=0.9, " in repr(layer)
+        assert copy.deepcopy(layer).target_block_size == pickle.loads(pickle.dumps(layer)).target_block_size == given
+        layer.set_strength(0.5)
+        assert (layer.block_size, layer.target_block_size) == (given, given)
+    assert [layer.half()._keep_prob_tensor.shape, layer.set_strength(1.0, grow_block=True)] == [(1,), None]
+    layer.block_size = 3
+    assert (layer.block_size, layer.target_block_size, layer._keep_prob_tensor.tolist()) == (3, 3, [0.8])
+
+
+def test_a_growing_block_is_that_of_the_function():
+    layer, x = DropBlock2d("50%", keep_prob=0.5), torch.ones(4, 8, 20, 20)
+    layer.set_strength(0.5, grow_block=True)
+    torch.manual_seed(1)
+    y = layer(x)
+    torch.manual_seed(1)
+    assert torch.equal(y, drop_block2d(x, 5, keep_prob=0.75))
 
 
 # --- the article's layer -----------------------------------------------------------------------------------------

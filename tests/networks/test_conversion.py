@@ -69,6 +69,26 @@ def test_settings_are_carried_over(theirs, ours):
     assert model[1][1].rate == "exact"
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (of_torchvision(), (False, True, False)),
+        (of_timm(), (False, True, False)),
+        (of_timm(scale_by_keep=False), (False, False, False)),
+        (of_timm(with_noise=True), (False, False, True)),
+        (of_timm(with_noise=True, scale_by_keep=False), (False, False, True)),
+        (of_timm(batchwise=True, fast=True, without=["scale_by_keep"]), (True, True, False)),
+        (of_timm(batchwise=True, with_noise=True, without=["scale_by_keep"]), (True, False, True)),
+    ],
+)
+def test_sharing_scaling_and_noise_are_carried_over(theirs, ours):
+    """With noise timm scales nothing."""
+    model = in_model(theirs)
+    convert_dropblock(model)
+    layer = model[1][1]
+    assert (layer.share_batch, layer.scale_by_keep, layer.with_noise) == ours
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_timm_before_1_0_23_draws_for_each_channel(fast):
     layer = of_timm(without=["couple_channels", "scale_by_keep"], batchwise=False, fast=fast)
@@ -135,10 +155,6 @@ def with_buffer():
 
 
 REFUSED = {
-    "noise": (of_timm(with_noise=True), "with_noise=True"),
-    "unscaled": (of_timm(scale_by_keep=False), "scale_by_keep=False"),
-    "batchwise": (of_timm(batchwise=True, fast=True), "batchwise=True"),
-    "several": (of_timm(with_noise=True, scale_by_keep=False), "with_noise=True; scale_by_keep=False"),
     "timm, too strong": (of_timm(0.5, gamma_scale=4.0), "drop_prob * gamma_scale must be a number in [0, 1], got 2.0"),
     "timm, negative": (of_timm(0.5, gamma_scale=-1.0), "drop_prob * gamma_scale must be"),
     "torchvision, p above 1": (of_torchvision(1.5), "p must be a number in [0, 1], got 1.5"),
@@ -168,11 +184,11 @@ def test_what_ours_would_not_have_is_refused_by_name(layer, problem):
 
 
 def test_all_layers_that_are_refused_are_named_at_once():
-    model = nn.ModuleDict({"a": of_timm(with_noise=True), "b": of_torchvision(), "c": of_torchvision(2.0)})
+    model = nn.ModuleDict({"a": of_timm(0.1, 0), "b": of_torchvision(), "c": of_torchvision(2.0)})
     with pytest.raises(ValueError, match="2 layer") as caught:
         convert_dropblock(model)
     lines = str(caught.value).splitlines()[1:]
-    assert lines[0] == "module 'a', a DropBlock2d of timm: with_noise=True"
+    assert lines[0].startswith("module 'a', a DropBlock2d of timm: block_size must be")
     assert lines[1].startswith("module 'c', a DropBlock2d of torchvision: p must be")
     assert len(lines) == 2
     assert isinstance(model["b"], ops.DropBlock2d)

@@ -6,15 +6,20 @@ import pickle
 
 import pytest
 import torch
+import torchvision
 from torch import fx, nn
 
+from helpers.small_networks import Pyramid
 from torch_dropblock import (
     DropBlock1d,
     DropBlock2d,
     DropBlock3d,
     KeepProbSchedule,
     dropblock_layers,
+    dropblock_summary,
     insert_dropblock,
+    insert_dropblock_resnet,
+    insert_dropblock_stages,
     remove_dropblock,
 )
 from torch_dropblock.networks import sites
@@ -50,6 +55,37 @@ def x():
 def drops(model, x):
     """Whether the layers of a model do anything: two passes in training mode differ."""
     return not torch.equal(model(x), model(x))
+
+
+OPTIONS = {"share_batch": True, "scale_by_keep": False, "with_noise": True, "share_channels": True, "rate": "paper"}
+
+
+@pytest.mark.parametrize(
+    ("insert", "build", "place"),
+    [
+        (insert_dropblock, Network, ("body.0",)),
+        (insert_dropblock_stages, lambda: Pyramid(2), ((1, 3, 32, 32),)),
+        (insert_dropblock_resnet, torchvision.models.resnet18, ()),
+    ],
+)
+def test_every_option_reaches_the_layers(insert, build, place):
+    for layer in insert(build(), *place, block_size=("40%", 3), **OPTIONS).values():
+        assert {name: getattr(layer, name) for name in OPTIONS} == OPTIONS
+        assert layer.block_size == ("40%", 3)
+
+
+def test_a_share_of_the_map_in_a_plan_and_a_summary():
+    model = Pyramid(2)
+    plan = insert_dropblock_stages(model, (1, 3, 32, 32), block_size=("50%", 99))
+    blocks = {(row.map, row.block) for row in plan.rows}
+    assert blocks == {(size, (size[0] // 2, size[1])) for size, _ in blocks}
+    assert len(blocks) == 2
+    rows = dropblock_summary(model, (1, 3, 32, 32)).rows
+    assert {(row.size, row.block) for row in rows} == blocks
+    assert all(row.is_clamped for row in rows), "the side of 99 units"
+    for layer in plan.values():
+        layer.block_size = "50%"
+    assert not any(row.is_clamped for row in dropblock_summary(model, (1, 3, 32, 32)).rows)
 
 
 # --- what matches ------------------------------------------------------------------------------------------------

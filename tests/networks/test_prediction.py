@@ -154,3 +154,14 @@ def test_threads_have_keys_of_their_own():
 def test_what_it_refuses(arguments, error, message):
     with pytest.raises(error, match=message):
         mc_predict(**({"model": Two(), "input": X} | arguments))
+
+
+def test_passes_of_layers_that_share_a_mask_over_the_batch_run_one_by_one():
+    """In one batch all passes would agree."""
+    layer = DropBlock2d(3, keep_prob=0.6, share_batch=True)
+    mean, _, information = mc_predict(nn.Sequential(layer, nn.Flatten(), nn.LazyLinear(2)), X, passes=6, key=5)
+    assert (information > 0).all()
+    model = nn.Sequential(layer, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    mean = mc_predict(model, X, passes=3, key=5).mean_probability
+    by_hand = [drop_block2d(X, 3, keep_prob=0.6, share_batch=True, key=word(5, group, 0)) for group in range(3)]
+    torch.testing.assert_close(mean, torch.stack([y.mean((2, 3)).softmax(1) for y in by_hand]).mean(0))

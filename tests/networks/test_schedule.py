@@ -120,6 +120,38 @@ def test_what_is_assigned_becomes_the_target():
     assert model[1].target_keep_prob == 0.5
 
 
+def test_blocks_grow_with_the_strength():
+    """From 1 unit to each layer's own, rounded down."""
+    model = network()
+    model[1].block_size, model[3].block_size = 7, ("50%", 4)
+    schedule = KeepProbSchedule(model, 4, grow_blocks=True)
+    assert "grow_blocks=True" in repr(schedule)
+    expected = [(1, ("0.0001%", 1)), (1, ("12.5%", 1)), (3, ("25%", 2)), (5, ("37.5%", 3)), (7, ("50%", 4))]
+    for t, sizes in enumerate(expected):
+        if t:
+            schedule.step()
+        assert (model[1].block_size, model[3].block_size) == sizes
+        assert keep_probs(model) == pytest.approx([1 - t / 4 * (1 - target) for target in TARGETS.values()])
+    resumed = network()
+    other = KeepProbSchedule(resumed, 4, grow_blocks=True)
+    resumed[1].block_size = 7  # before a step, which takes it for the layer's own
+    other.load_state_dict(saved(KeepProbSchedule(model, 4, start_step=2, grow_blocks=True).state_dict()))
+    assert (other.steps, resumed[1].block_size, resumed[3].block_size) == (2, 3, 1)
+    KeepProbSchedule(model, 4, start_step=2)
+    assert (model[1].block_size, model[3].block_size) == (7, ("50%", 4))
+
+
+def test_a_state_that_grows_blocks_warns_a_schedule_that_does_not():
+    state = KeepProbSchedule(network(), 10, grow_blocks=True).state_dict()
+    schedule = KeepProbSchedule(network(), 10)
+    with pytest.warns(UserWarning, match="built with grow_blocks=False, the state with True; it goes on with its own"):
+        schedule.load_state_dict(state)
+    del state["grow_blocks"]  # as version 0.1.0 saved it
+    schedule.load_state_dict(state)
+    with pytest.raises(TypeError, match="^grow_blocks must be True or False"):
+        KeepProbSchedule(network(), 10, grow_blocks=1)
+
+
 def test_a_second_schedule_starts_from_the_same_targets():
     model = network()
     KeepProbSchedule(model, 10, start_step=3)
@@ -211,7 +243,8 @@ def test_state():
     schedule = KeepProbSchedule(model, 10)
     for _ in range(3):
         schedule.step()
-    assert schedule.state_dict() == {"steps": 3, "total_steps": 10, "curve": "linear", "keep_prob": TARGETS}
+    settings = {"total_steps": 10, "curve": "linear", "grow_blocks": False}
+    assert schedule.state_dict() == {"steps": 3, **settings, "keep_prob": TARGETS}
     resumed = network()
     other = KeepProbSchedule(resumed, 10)
     other.load_state_dict(saved(schedule.state_dict()))

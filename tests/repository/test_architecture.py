@@ -145,19 +145,26 @@ for name in torch_dropblock.__all__:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-LAYER = {"keep_prob": 0.9, "rate": "exact", "share_channels": False, "inplace": False, "layout": "channels_first"}
+VARIANT = {"share_batch": False, "scale_by_keep": True, "with_noise": False}
+LAYER = {
+    "keep_prob": 0.9,
+    "rate": "exact",
+    "share_channels": False,
+    "inplace": False,
+    "layout": "channels_first",
+} | VARIANT
 DEFAULTS = {
     **{f"DropBlock{dims}d": LAYER for dims in (1, 2, 3)},
     **{f"drop_block{dims}d": LAYER | {"training": True, "generator": None, "key": None} for dims in (1, 2, 3)},
-    "drop_block_mask": {k: LAYER[k] for k in ("keep_prob", "rate", "share_channels")}
+    "drop_block_mask": {k: LAYER[k] for k in ("keep_prob", "rate", "share_channels", "share_batch")}
     | {"dims": 2, "key": None, "device": None},
     "DropBlock": {"p": 0.5},
     "seed_probability": {"rate": "exact"},
-    "KeepProbSchedule": {"curve": "linear", "start_step": 0},
+    "KeepProbSchedule": {"curve": "linear", "start_step": 0, "grow_blocks": False},
     "insert_dropblock": LAYER | {"block_size": 7, "dims": 2},
-    "insert_dropblock_resnet": {k: LAYER[k] for k in ("keep_prob", "rate", "share_channels")}
+    "insert_dropblock_resnet": {k: LAYER[k] for k in ("keep_prob", "rate", "share_channels", *VARIANT)}
     | {"block_size": 7, "groups": (3, 4), "inplace": True},
-    "insert_dropblock_stages": {k: LAYER[k] for k in ("keep_prob", "rate", "share_channels", "inplace")}
+    "insert_dropblock_stages": {k: LAYER[k] for k in ("keep_prob", "rate", "share_channels", "inplace", *VARIANT)}
     | {"stages": 2, "block_size": 7, "dims": 2, "where": "blocks", "dry_run": False},
 }
 

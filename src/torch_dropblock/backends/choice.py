@@ -167,7 +167,7 @@ def backend_report(
     if dims not in (1, 2, 3):
         raise ValueError(f"dims must be 1, 2 or 3, got {dims!r}")
     input = checks.feature_map(input, dims)
-    size = checks.positive_ints("block_size", block_size, dims)
+    size = checks.block_size(block_size, dims)
     checks.probability("keep_prob", keep_prob)
     lead, spatial = tuple(input.shape[:-dims]), tuple(input.shape[-dims:])
     blocks = Blocks.of(lead, spatial, size, checks.flag("share_channels", share_channels))

@@ -23,6 +23,7 @@ from .terminal import (
     new_console,
     one_line_errors,
     one_thread,
+    parsed_block,
     parsed_keep_prob,
     parsed_size,
     print_clamped,
@@ -153,7 +154,7 @@ def show(
     from ..pictures import figures
     from ..pictures.photo import read_photo
 
-    wanted = checks.positive_ints("block_size", parsed_size("block_size", block_size), 2)
+    wanted = checks.block_size(parsed_block("block_size", block_size), 2)
     keep = checks.probability("keep_prob", parsed_keep_prob(keep_prob))
     kind = checks.rate(rate)
     target = writable(out or Path(f"{image.stem}-dropblock.png"), image)
@@ -202,12 +203,14 @@ def rate(
 
     [cyan]torch-dropblock rate 100 -b 5[/]  a signal
 
+    [cyan]torch-dropblock rate 14x14 -b 30%[/]  a share of the map
+
     [cyan]torch-dropblock rate 8x16x16 -b 3x5x5[/]  a volume
     """
     from ..core import checks, geometry
 
     map_size = checks.positive_ints("SIZE", parsed_size("SIZE", size), None)
-    wanted = checks.positive_ints("block_size", parsed_size("block_size", block_size), len(map_size))
+    wanted = checks.block_size(parsed_block("block_size", block_size), len(map_size))
     keep = checks.probability("keep_prob", parsed_keep_prob(keep_prob))
     block = geometry.clamp(map_size, wanted)
     most_covering = math.prod(min(b, s - b + 1) for s, b in zip(map_size, block, strict=True))

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from . import named_models
-from .terminal import BlockSize, KeepProb, new_console, one_of, parsed_keep_prob, parsed_size
+from .terminal import BlockSize, KeepProb, new_console, one_of, parsed_block, parsed_keep_prob, parsed_size
 
 # resolution of --progress
 STEPS = 10**6
@@ -76,7 +76,7 @@ def summary(
     if not isinstance(shape, list):
         raise ValueError(f"--input-size must be the shape of the input, such as 1x3x224x224, got {input_size!r}")  # noqa: TRY004
     keep, kind = checks.probability("keep_prob", parsed_keep_prob(keep_prob)), checks.rate(rate)
-    block = parsed_size("--block-size", block_size)
+    block = parsed_block("--block-size", block_size)
     one_of("--curve", curve, CURVES)
     network = named_models.build(model)
     dims = len(block) if isinstance(block, list) else len(shape) - 2
@@ -95,7 +95,7 @@ def summary(
         if caught:
             raise ValueError(caught[0].message)
     elif not sites.present(network):
-        checks.positive_ints("block_size", block, 2)
+        checks.block_size(block, 2)
         try:
             insert_dropblock_resnet(network, block_size=block, keep_prob=keep, rate=kind)
         except ValueError as error:

@@ -21,7 +21,10 @@ from ..pictures.wording import joined
 P = ParamSpec("P")
 
 BlockSize = Annotated[
-    str, typer.Option("--block-size", "-b", metavar="N", help="Size of a block: 15, or 15x9 for height x width.")
+    str,
+    typer.Option(
+        "--block-size", "-b", metavar="N", help="Size of a block: 15, 15x9 for height x width, or 30% of the map."
+    ),
 ]
 KeepProb = Annotated[
     str, typer.Option("--keep-prob", "-k", metavar="P", help="Probability that a unit is kept, from 0 to 1.")
@@ -76,6 +79,16 @@ def parsed_size(name: str, text: str) -> int | list[int]:
         raise ValueError(f"{name} must be whole numbers joined by x, such as 28x28, got {text!r}")
     numbers = [int(number) for number in re.split("[x×]", text.lower())]
     return numbers if len(numbers) > 1 else numbers[0]
+
+
+def parsed_block(name: str, text: str) -> int | str | list[int | str]:
+    parts = re.split("[x×]", text.lower())
+    if not all(re.fullmatch(r"[0-9]+|[0-9.]+%", part) for part in parts):
+        raise ValueError(
+            f"{name} must be whole numbers joined by x, such as 7x7, or shares of the map such as 30%, got {text!r}"
+        )
+    entries = [part if part.endswith("%") else int(part) for part in parts]
+    return entries if len(entries) > 1 else entries[0]
 
 
 def parsed_keep_prob(text: str) -> float:
@@ -148,8 +161,12 @@ def print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence
 
 
 def print_clamped(console: Console, wanted: tuple[int, ...], block: tuple[int, ...]) -> None:
-    if block != wanted:
-        console.print(f"The block of {joined(wanted)} was clamped to {joined(block)}: it is larger than the map.")
+    from ..core.geometry import entries_text
+
+    if any(b < w for b, w in zip(block, wanted, strict=True)):  # a share of the map, negative, is never clamped
+        console.print(
+            f"The block of {joined(entries_text(wanted))} was clamped to {joined(block)}: it is larger than the map."
+        )
 
 
 def print_path(console: Console, path: Path) -> None:

@@ -16,6 +16,9 @@ from torch import Tensor
 
 Rate = Literal["exact", "paper"]
 RATES = get_args(Rate)
+BlockSize = int | str | Sequence[int | str]
+# "100%" of a map, see `block_size`
+WHOLE_MAP = 1_000_000
 # PyTorch stores sizes as int64.
 TOO_LARGE = 2**63
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -33,11 +36,8 @@ def positive_ints(name: str, value: object, dims: int | None) -> tuple[int, ...]
     several = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
     entries = tuple(value) if several else (value,) * (dims or 1)  # type: ignore[arg-type]
     wanted = "a positive int" if dims == 1 else f"a positive int or a sequence of {dims or '1 to 3'} of them"
-    for entry in entries:
-        if not _is_int(entry):
-            swapped = name == "block_size" and isinstance(entry, float)
-            hint = "; " + SWAPPED.format(call="DropBlock2d(7, keep_prob=0.9)") if swapped else ""
-            raise TypeError(f"{name} must be {wanted}, got {shown(value)}{hint}")
+    if not all(map(_is_int, entries)):
+        raise TypeError(f"{name} must be {wanted}, got {shown(value)}")
     sizes = tuple(operator.index(entry) for entry in entries)  # type: ignore[arg-type]
     right_length = 1 <= len(sizes) <= 3 if dims is None else len(sizes) == dims
     if not right_length or min(sizes) < 1:
@@ -45,6 +45,40 @@ def positive_ints(name: str, value: object, dims: int | None) -> tuple[int, ...]
     if max(sizes) >= TOO_LARGE:
         raise ValueError(f"{name} must be below 2**63, got {shown(value)}")
     return sizes
+
+
+def block_size(value: object, dims: int) -> tuple[int, ...]:
+    """Return a block size as one int for each dimension.
+
+    A share of the map, a string such as "30%", becomes its millionths, negative: -300000. `geometry.clamp` turns it
+    into units.
+    """
+    if type(value) is int and 0 < value < TOO_LARGE:  # the common case first, since functions check at each call
+        return (value,) * dims
+    several = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    entries = tuple(value) if several else (value,) * dims  # type: ignore[arg-type]
+    sequence = f", or a sequence of {dims} of them" if dims > 1 else ""
+    wanted = f"block_size must be a positive int or a share of the map such as '30%'{sequence}, got {shown(value)}"
+    for entry in entries:
+        if not isinstance(entry, str) and not _is_int(entry):
+            swapped = "; " + SWAPPED.format(call="DropBlock2d(7, keep_prob=0.9)") if isinstance(entry, float) else ""
+            raise TypeError(wanted + swapped)
+    sizes = tuple(_share(entry) if isinstance(entry, str) else operator.index(entry) for entry in entries)  # type: ignore[arg-type]
+    units = [size for entry, size in zip(entries, sizes, strict=True) if not isinstance(entry, str)]
+    if len(sizes) != dims or 0 in sizes or min(units, default=1) < 1:
+        raise ValueError(wanted)
+    if max(sizes) >= TOO_LARGE:
+        raise ValueError(f"block_size must be below 2**63, got {shown(value)}")
+    return sizes
+
+
+def _share(text: str) -> int:
+    """Return a share in millionths, negative; 0 if it is none."""
+    try:
+        percent = float(text[:-1]) if text.endswith("%") else 0.0
+    except ValueError:
+        return 0
+    return -round(percent * WHOLE_MAP / 100) if 0.0 < percent <= 100.0 else 0
 
 
 def sizes(name: str, value: object) -> tuple[int, ...]:

@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 
 from . import checks, coverage
-from .checks import Rate
+from .checks import WHOLE_MAP, BlockSize, Rate
 
 Size = tuple[int, ...]
 
 
-def seed_probability(
-    size: int | Sequence[int], block_size: int | Sequence[int], keep_prob: float, rate: Rate = "exact"
-) -> float:
+def seed_probability(size: int | Sequence[int], block_size: BlockSize, keep_prob: float, rate: Rate = "exact") -> float:
     """Return γ, the probability that a position of the valid seed region starts a dropped block.
 
     `"exact"` solves `mean over u of (1 - γ)^n(u) = keep_prob`, where `n(u)` is the number of blocks that cover the
@@ -31,7 +29,7 @@ def seed_probability(
 
     Args:
         size: spatial size of the feature map, 1 to 3 ints; an int is a 1-d size.
-        block_size: size of a block, an int for all dimensions or one int each; clamped to `size`.
+        block_size: size of a block, one for all dimensions or one each: units, clamped to `size`, or `"30%"` of `size`.
         keep_prob: probability that a unit is kept, in [0, 1].
         rate: `"exact"` or `"paper"`.
 
@@ -48,16 +46,16 @@ def seed_probability(
         0.003306
     """
     size = checks.positive_ints("size", size, None)
-    block = clamp(size, checks.positive_ints("block_size", block_size, len(size)))
+    block = clamp(size, checks.block_size(block_size, len(size)))
     return gamma(size, block, checks.probability("keep_prob", keep_prob), checks.rate(rate))
 
 
-def expected_keep_rate(size: int | Sequence[int], block_size: int | Sequence[int], seed_prob: float) -> float:
+def expected_keep_rate(size: int | Sequence[int], block_size: BlockSize, seed_prob: float) -> float:
     """Return the probability that a unit is kept, averaged over the map, for γ = `seed_prob`.
 
     Args:
         size: spatial size of the feature map, 1 to 3 ints; an int is a 1-d size.
-        block_size: size of a block, an int for all dimensions or one int each; clamped to `size`.
+        block_size: size of a block, one for all dimensions or one each: units, clamped to `size`, or `"30%"` of `size`.
         seed_prob: γ, in [0, 1].
 
     Raises:
@@ -70,19 +68,19 @@ def expected_keep_rate(size: int | Sequence[int], block_size: int | Sequence[int
         0.37
     """
     size = checks.positive_ints("size", size, None)
-    block = clamp(size, checks.positive_ints("block_size", block_size, len(size)))
+    block = clamp(size, checks.block_size(block_size, len(size)))
     miss = 1.0 - checks.probability("seed_prob", seed_prob)
     return math.fsum(count * miss**n for n, count in coverage.exact(size, block)) / math.prod(size)
 
 
-def keep_rate_map(size: int | Sequence[int], block_size: int | Sequence[int], seed_prob: float) -> Tensor:
+def keep_rate_map(size: int | Sequence[int], block_size: BlockSize, seed_prob: float) -> Tensor:
     """Return the probability that each unit is kept, `(1 - γ)^n(u)`: a float64 tensor of shape `size` on the CPU.
 
     Fewer blocks cover the units near the border, so these are kept more often.
 
     Args:
         size: spatial size of the feature map, 1 to 3 ints; an int is a 1-d size.
-        block_size: size of a block, an int for all dimensions or one int each; clamped to `size`.
+        block_size: size of a block, one for all dimensions or one each: units, clamped to `size`, or `"30%"` of `size`.
         seed_prob: γ, in [0, 1].
 
     Raises:
@@ -94,7 +92,7 @@ def keep_rate_map(size: int | Sequence[int], block_size: int | Sequence[int], se
         tensor([0.9000, 0.8100, 0.7290, 0.8100, 0.9000], dtype=torch.float64)
     """
     size = checks.positive_ints("size", size, None)
-    block = clamp(size, checks.positive_ints("block_size", block_size, len(size)))
+    block = clamp(size, checks.block_size(block_size, len(size)))
     miss = 1.0 - checks.probability("seed_prob", seed_prob)
     covering = torch.ones((), dtype=torch.float64, device="cpu")
     for s, b in zip(size, block, strict=True):
@@ -104,8 +102,27 @@ def keep_rate_map(size: int | Sequence[int], block_size: int | Sequence[int], se
 
 
 def clamp(size: Size, block: Size) -> Size:
-    """Return the size of a block, no larger than the map."""
-    return tuple(min(s, b) for s, b in zip(size, block, strict=True))
+    """Return the size of a block in units, no larger than the map.
+
+    A negative number is a share of the map, see `checks.block_size`: it is rounded down, as in darknet, to at least 1.
+    """
+    return tuple(min(s, b) if b > 0 else max(s * -b // WHOLE_MAP, 1) for s, b in zip(size, block, strict=True))
+
+
+def part(block: Size, strength: float) -> Size:
+    """Return a block size times a strength in [0, 1]: units rounded down to at least 1, shares in a hundred steps.
+
+    Each size that a layer has once is kept in caches, so there must not be a size for each step of a training.
+    """
+    if strength == 1.0:
+        return block
+    hundredths = int(100 * strength + 1e-9)
+    return tuple(max(int(b * strength + 1e-9), 1) if b > 0 else min(b * hundredths // 100, -1) for b in block)
+
+
+def entries_text(block: Size) -> tuple[int | str, ...]:
+    """Return the entries of a block size as a user gives them: `"30%"` for a share."""
+    return tuple(b if b > 0 else f"{-100 * b / WHOLE_MAP:g}%" for b in block)
 
 
 def valid_region(size: Size, block: Size) -> Size:

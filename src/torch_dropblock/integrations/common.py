@@ -11,9 +11,9 @@ from ..layer.modules import DropBlock2d
 from ..networks.schedule import Curve, KeepProbSchedule
 
 
-def check_options(curve: str | Curve, total_steps: int | None = None) -> None:
+def check_options(curve: str | Curve, total_steps: int | None = None, grow_blocks: bool = False) -> None:
     """Raise if the options of a schedule are wrong: now, not hours later when a training begins."""
-    KeepProbSchedule(DropBlock2d(1), 1 if total_steps is None else total_steps, curve=curve)
+    KeepProbSchedule(DropBlock2d(1), 1 if total_steps is None else total_steps, curve=curve, grow_blocks=grow_blocks)
 
 
 def log_lines(schedule: KeepProbSchedule) -> dict[str, float]:

@@ -66,6 +66,7 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
     Args:
         curve: as for `KeepProbSchedule`.
         total_steps: the number of steps of the whole training; None takes the trainer's estimate.
+        grow_blocks: as for `KeepProbSchedule`.
 
     Raises:
         TypeError, ValueError: as for `KeepProbSchedule`; errors in arguments are raised at once, errors in the model
@@ -73,9 +74,12 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
     """
 
     @hinted('its options are keywords: DropBlockCallback(curve="linear", total_steps=None)')
-    def __init__(self, *, curve: str | Curve = "linear", total_steps: int | None = None) -> None:
-        check_options(curve, total_steps)
+    def __init__(
+        self, *, curve: str | Curve = "linear", total_steps: int | None = None, grow_blocks: bool = False
+    ) -> None:
+        check_options(curve, total_steps, grow_blocks)
         self.curve = curve
+        self.grow_blocks = grow_blocks
         self.total_steps = total_steps
         self.schedule: KeepProbSchedule | None = None
         self._loaded: dict[str, Any] | None = None
@@ -91,7 +95,7 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the options alone: a copy does not take the training and its network."""
-        return {"curve": self.curve, "total_steps": self.total_steps}
+        return {"curve": self.curve, "total_steps": self.total_steps, "grow_blocks": self.grow_blocks}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -112,7 +116,8 @@ class DropBlockCallback(_Callback):  # type: ignore[misc]
         # with several optimizers a batch has several steps, with accumulation a step has several batches
         done = min(trainer.global_step, trainer.fit_loop.total_batch_idx + 1)
         total = _steps_of(trainer) if self.total_steps is None else self.total_steps
-        self.schedule = KeepProbSchedule(pl_module, total, curve=self.curve, start_step=done)
+        options: Any = {"curve": self.curve, "grow_blocks": self.grow_blocks}
+        self.schedule = KeepProbSchedule(pl_module, total, start_step=done, **options)
         self._generators = generators_of(pl_module)
         self._rank_seed, self._batches, self._epoch_ended, self._resume = None, 0, False, None
         if loaded is not None:

@@ -41,6 +41,7 @@ class DropBlockCallback(TrainerCallback):  # type: ignore[misc]
     Args:
         curve: as for `KeepProbSchedule`.
         total_steps: the number of steps of the whole training; None takes the trainer's `state.max_steps`.
+        grow_blocks: as for `KeepProbSchedule`.
 
     Raises:
         TypeError, ValueError: as for `KeepProbSchedule`; errors in arguments are raised at once, errors in the model
@@ -48,15 +49,19 @@ class DropBlockCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     @hinted('its options are keywords: DropBlockCallback(curve="linear", total_steps=None)')
-    def __init__(self, *, curve: str | Curve = "linear", total_steps: int | None = None) -> None:
-        check_options(curve, total_steps)
+    def __init__(
+        self, *, curve: str | Curve = "linear", total_steps: int | None = None, grow_blocks: bool = False
+    ) -> None:
+        check_options(curve, total_steps, grow_blocks)
         self.curve = curve
+        self.grow_blocks = grow_blocks
         self.total_steps = total_steps
         self.schedule: KeepProbSchedule | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **others: Any) -> None:
         total = state.max_steps if self.total_steps is None else self.total_steps
-        self.schedule = KeepProbSchedule(model, total, curve=self.curve, start_step=state.global_step)
+        options: Any = {"curve": self.curve, "grow_blocks": self.grow_blocks}
+        self.schedule = KeepProbSchedule(model, total, start_step=state.global_step, **options)
         if args.process_index > 0:  # a resumed training then gets the states that it has saved for each process
             generators = generators_of(model)
             for i in mask_generators(generators):

@@ -22,7 +22,7 @@ from .common import check_options, log_lines
 
 
 def add_dropblock(
-    model: Any, insert: Callable[[nn.Module], object], *, curve: str | Curve = "linear"
+    model: Any, insert: Callable[[nn.Module], object], *, curve: str | Curve = "linear", grow_blocks: bool = False
 ) -> DropBlockCallbacks:
     """Train an Ultralytics model with DropBlock layers, which no checkpoint contains.
 
@@ -41,21 +41,22 @@ def add_dropblock(
         insert: a function that puts layers into the network, such as a call of `insert_dropblock` or
             `insert_dropblock_stages`. If it must reach several processes, Ultralytics pickles it.
         curve: as for `KeepProbSchedule`.
+        grow_blocks: as for `KeepProbSchedule`.
 
     Returns:
         The callbacks; their `schedule` and `layers` are those of the training, None and empty before.
 
     Raises:
         TypeError: `model` takes no callbacks, or `insert` is no function.
-        TypeError, ValueError: `curve`, as for `KeepProbSchedule`.
+        TypeError, ValueError: `curve` or `grow_blocks`, as for `KeepProbSchedule`.
         ValueError: when the training begins: `insert` has put no layer into the network.
     """
-    check_options(curve)
+    check_options(curve, grow_blocks=grow_blocks)
     if not callable(insert):
         raise TypeError(f"insert must be a function that puts layers into a network, got {insert!r}")
     if not hasattr(model, "add_callback"):
         raise TypeError(f"model must be a model of Ultralytics such as YOLO, got {type(model).__name__}")
-    callbacks = DropBlockCallbacks(insert, curve)
+    callbacks = DropBlockCallbacks(insert, curve, grow_blocks)
     for event in EVENTS:
         model.add_callback(event, getattr(callbacks, event))
     return callbacks
@@ -72,8 +73,8 @@ class DropBlockCallbacks:
         layers: its layers, by name.
     """
 
-    def __init__(self, insert: Callable[[nn.Module], object], curve: str | Curve) -> None:
-        self.insert, self.curve = insert, curve
+    def __init__(self, insert: Callable[[nn.Module], object], curve: str | Curve, grow_blocks: bool = False) -> None:
+        self.insert, self.curve, self.grow_blocks = insert, curve, grow_blocks
         self.schedule: KeepProbSchedule | None = None
         self.layers: dict[str, nn.Module] = {}
         self._network: nn.Module | None = None
@@ -81,7 +82,7 @@ class DropBlockCallbacks:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the options alone: a copy, as for several processes, does not take the training."""
-        return {"insert": self.insert, "curve": self.curve}
+        return {"insert": self.insert, "curve": self.curve, "grow_blocks": self.grow_blocks}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -107,7 +108,8 @@ class DropBlockCallbacks:
         if self._network is not None and (
             self.schedule is None or (self.schedule.steps, self.schedule.total_steps) != (steps, total)
         ):
-            self.schedule = KeepProbSchedule(self._network, total, curve=self.curve, start_step=steps)
+            options: Any = {"curve": self.curve, "grow_blocks": self.grow_blocks}
+            self.schedule = KeepProbSchedule(self._network, total, start_step=steps, **options)
 
     def on_train_batch_end(self, trainer: Any) -> None:
         if self.schedule is not None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..backends import choice, native, packed, reference, sparse, triton
-from ..core import checks
+from ..core import checks, noise
 from ..core.blocks import Blocks
 from ..core.checks import Rate
 from ..core.keys import as_tensor, draw_key
@@ -27,6 +27,7 @@ from ..core.seeds import TABLE, draw_seeds, table_of
 from .tracing import transformed
 
 MASK, ALL = "Tensor", "(Tensor, Tensor, Tensor)"
+NOISE = "(Tensor key, SymInt[] shape, ScalarType dtype) -> Tensor"
 SIGNATURE = (
     "(Tensor key, Tensor keep_prob, {}SymInt[] lead, SymInt[] size, SymInt[] block_size, str rate, "
     "bool share_channels, bool channels_last, str backend='sparse') -> {}"
@@ -75,6 +76,8 @@ class Draw:
     def blocks(self, keep_prob: Tensor) -> tuple[Blocks, Tensor | None]:
         """Return the blocks and the table of a keep_prob; check its value unless only a GPU holds it."""
         lead, size, block_size = tuple(self.lead), tuple(self.size), tuple(self.block_size)
+        if keep_prob.numel() > 1:  # of a layer whose block grows
+            keep_prob, block_size = keep_prob[0], tuple(map(int, keep_prob[1:].tolist()))
         rate, blocks = checks.rate(self.rate), Blocks.of(lead, size, block_size, self.share_channels)
         if keep_prob.device.type != "cpu" and self.backend == "triton":
             return blocks, triton.solved_table(keep_prob, size, blocks.block, rate, blocks.streams.length)
@@ -147,6 +150,16 @@ def _draw_mapped(
     return (torch.stack(masks), len(scales) / torch.stack(scales).reciprocal().sum(), tables[0]), (0, None, None)
 
 
+def _made(key: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(tuple(shape), dtype=dtype, device=key.device)
+
+
+def _noise_mapped(
+    info: Any, in_dims: tuple[Any, ...], keys: Tensor, shape: Sequence[int], dtype: torch.dtype
+) -> tuple[Tensor, int]:
+    return torch.stack([normal(key, shape, dtype) for key in keys.unbind(in_dims[0])]), 0
+
+
 # `torch.library.custom_op` would add checks at every call that take as long as the drawing. If this module was imported
 # before, its operators exist already and live as long as that first library.
 if not hasattr(torch.ops.torch_dropblock, "draw"):
@@ -154,15 +167,19 @@ if not hasattr(torch.ops.torch_dropblock, "draw"):
     for name, signature, function, fake in (
         ("draw", SIGNATURE.format("", ALL), _draw, _drawn),
         ("redraw", SIGNATURE.format("Tensor? table, ", MASK), _redraw, _redrawn),
+        ("normal", NOISE, noise.normal, _made),  # its integers would overflow in loops that the compiler writes
     ):
         OPERATORS.define(name + signature, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
         OPERATORS.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"torch_dropblock::{name}", fake, lib=OPERATORS)
     torch.library.register_vmap("torch_dropblock::draw", _draw_mapped, lib=OPERATORS)
+    torch.library.register_vmap("torch_dropblock::normal", _noise_mapped, lib=OPERATORS)
 # returns the mask (words of `packed.py`), the scale of the kept units, and the table for `redraw` on a GPU
 draw = torch.ops.torch_dropblock.draw.default
 # returns the mask that `draw` made
 redraw = torch.ops.torch_dropblock.redraw.default
+# returns the noise of a key, in eager mode too, for the sake of `torch.vmap`
+normal = torch.ops.torch_dropblock.normal.default
 
 
 class _Apply(torch.autograd.Function):

@@ -13,24 +13,28 @@ from torch import Tensor
 from ..backends import choice, triton
 from ..core import checks
 from ..core.blocks import Blocks
-from ..core.checks import Rate
+from ..core.checks import BlockSize, Rate
 from ..core.hints import hinted
 from ..core.keys import as_tensor, device_for_keys, draw_key, draw_key_number
 from ..core.seeds import table_of
-from . import compiled, layouts, tracing
+from . import compiled, layouts, tracing, variants
 from .eager import ApplyBlocks, Call
 from .layouts import Layout
 from .record import Record
+from .variants import Variant
 
 
 @hinted(checks.SWAPPED.format(call="drop_block1d(input, 5, keep_prob=0.9)"))
 def drop_block1d(
     input: Tensor,
-    block_size: int | Sequence[int],
+    block_size: BlockSize,
     *,
     keep_prob: float | Tensor = 0.9,
     rate: Rate = "exact",
     share_channels: bool = False,
+    share_batch: bool = False,
+    scale_by_keep: bool = True,
+    with_noise: bool = False,
     training: bool = True,
     inplace: bool = False,
     layout: Layout = "channels_first",
@@ -43,17 +47,23 @@ def drop_block1d(
         >>> drop_block1d(torch.ones(4, 8, 100), 5, keep_prob=0.9).shape
         torch.Size([4, 8, 100])
     """
-    return _drop_block(1, input, block_size, keep_prob, rate, share_channels, training, inplace, layout, generator, key)
+    options = (share_batch, scale_by_keep, with_noise)
+    return _drop_block(
+        1, input, block_size, keep_prob, rate, share_channels, options, training, inplace, layout, generator, key
+    )
 
 
 @hinted(checks.SWAPPED.format(call="drop_block2d(input, 7, keep_prob=0.9)"))
 def drop_block2d(
     input: Tensor,
-    block_size: int | Sequence[int],
+    block_size: BlockSize,
     *,
     keep_prob: float | Tensor = 0.9,
     rate: Rate = "exact",
     share_channels: bool = False,
+    share_batch: bool = False,
+    scale_by_keep: bool = True,
+    with_noise: bool = False,
     training: bool = True,
     inplace: bool = False,
     layout: Layout = "channels_first",
@@ -68,13 +78,18 @@ def drop_block2d(
 
     Args:
         input: feature maps of shape (N, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64, any strides.
-        block_size: height and width of a block, one int for both or two; clamped to the map.
+        block_size: height and width of a block, one for both or two: units, clamped to the map, or a share of the map
+            such as `"30%"`, rounded down to at least 1.
         keep_prob: probability that a unit is kept, in [0, 1]; a float, or a floating-point tensor of no dimensions.
             In compiled code a float is a constant, and each new value recompiles; a new value of a tensor does not.
             If Triton draws the mask, the host does not wait for a tensor on a GPU: γ is solved there. Its value at
             that time, or at the replay of a CUDA graph, is clamped to [0, 1].
         rate: `"exact"` keeps `keep_prob` of the units on average; `"paper"` uses the paper's γ, which keeps more.
         share_channels: one mask per sample for all of its channels.
+        share_batch: one mask for all samples, that of a batch of one.
+        scale_by_keep: scale the kept units; if False they stay as they are.
+        with_noise: standard normal noise where dropped, which also follows from the key; where units share a mask, they
+            share the noise. Its gradient is 0. With `scale_by_keep=False` this is what timm's `with_noise` does.
         training: if False, return `input` itself, without checks. With `keep_prob` 1, `input` is also returned, after
             the checks.
         inplace: write into `input`.
@@ -103,17 +118,23 @@ def drop_block2d(
         >>> round((y == 0).float().mean().item(), 2), round(y.mean().item(), 4)
         (0.1, 1.0)
     """
-    return _drop_block(2, input, block_size, keep_prob, rate, share_channels, training, inplace, layout, generator, key)
+    options = (share_batch, scale_by_keep, with_noise)
+    return _drop_block(
+        2, input, block_size, keep_prob, rate, share_channels, options, training, inplace, layout, generator, key
+    )
 
 
 @hinted(checks.SWAPPED.format(call="drop_block3d(input, (3, 5, 5), keep_prob=0.9)"))
 def drop_block3d(
     input: Tensor,
-    block_size: int | Sequence[int],
+    block_size: BlockSize,
     *,
     keep_prob: float | Tensor = 0.9,
     rate: Rate = "exact",
     share_channels: bool = False,
+    share_batch: bool = False,
+    scale_by_keep: bool = True,
+    with_noise: bool = False,
     training: bool = True,
     inplace: bool = False,
     layout: Layout = "channels_first",
@@ -126,7 +147,10 @@ def drop_block3d(
         >>> drop_block3d(torch.ones(2, 4, 8, 16, 16), (3, 5, 5), keep_prob=0.9).shape
         torch.Size([2, 4, 8, 16, 16])
     """
-    return _drop_block(3, input, block_size, keep_prob, rate, share_channels, training, inplace, layout, generator, key)
+    options = (share_batch, scale_by_keep, with_noise)
+    return _drop_block(
+        3, input, block_size, keep_prob, rate, share_channels, options, training, inplace, layout, generator, key
+    )
 
 
 # without the hints for wrong calls, which calls from this library do not need
@@ -139,12 +163,13 @@ DROP_BLOCK: dict[int, Callable[..., Tensor]] = {
 
 def drop_block_mask(
     shape: Sequence[int],
-    block_size: int | Sequence[int],
+    block_size: BlockSize,
     *,
     dims: int = 2,
     keep_prob: float = 0.9,
     rate: Rate = "exact",
     share_channels: bool = False,
+    share_batch: bool = False,
     key: int | Tensor | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
@@ -157,6 +182,7 @@ def drop_block_mask(
         keep_prob: probability that a unit is kept, in [0, 1].
         rate: as for `drop_block2d`.
         share_channels: one mask per sample for all of its channels, repeated in the result.
+        share_batch: one mask for all samples, repeated in the result.
         key: 64 bits, as for `drop_block2d`; drawn from PyTorch's generator of the device if None.
         device: device of the result; the CPU if None.
 
@@ -179,17 +205,18 @@ def drop_block_mask(
     if len(size) not in (dims + 1, dims + 2):
         raise ValueError(f"shape must have {dims + 1} or {dims + 2} dimensions, got {size}")
     ones = torch.ones(size, dtype=torch.float32, device="cpu" if device is None else device)
-    options: dict[str, Any] = {"keep_prob": keep_prob, "rate": rate, "share_channels": share_channels, "key": key}
-    return DROP_BLOCK[dims](ones, block_size, inplace=True, **options) != 0
+    shared: dict[str, Any] = {"share_channels": share_channels, "share_batch": share_batch}
+    return DROP_BLOCK[dims](ones, block_size, keep_prob=keep_prob, rate=rate, inplace=True, key=key, **shared) != 0
 
 
 def _drop_block(
     dims: int,
     input: Tensor,
-    block_size: int | Sequence[int],
+    block_size: BlockSize,
     keep_prob: float | Tensor,
     rate: Rate,
     share_channels: bool,
+    options: tuple[bool, bool, bool],
     training: bool,
     inplace: bool,
     layout: Layout,
@@ -199,15 +226,18 @@ def _drop_block(
     """Check all arguments except the input, then drop."""
     if not checks.flag("training", training):
         return input
-    sizes = checks.positive_ints("block_size", block_size, dims)
-    if not isinstance(keep_prob, Tensor):
+    sizes = checks.block_size(block_size, dims)
+    if isinstance(keep_prob, Tensor):
+        checks.scalar("keep_prob", keep_prob)
+    else:
         keep_prob = checks.probability("keep_prob", keep_prob)
     checks.rate(rate)
     checks.flag("share_channels", share_channels)
     checks.flag("inplace", inplace)
     layout = layouts.checked(layout, dims)
     key = checks.key(key, generator)
-    return drop_laid_out(input, layout, sizes, keep_prob, rate, share_channels, inplace, generator, key)
+    variant = variants.variant_of(*options)
+    return drop_laid_out(input, layout, sizes, keep_prob, rate, share_channels, inplace, generator, key, None, variant)
 
 
 torch.fx.wrap("_drop_block")  # one node in a trace of `torch.fx`, since a trace has no shapes to check
@@ -224,13 +254,14 @@ def drop_laid_out(
     generator: torch.Generator | None = None,
     key: int | Tensor | None = None,
     record: Record | None = None,
+    variant: Variant | None = None,
 ) -> Tensor:
     """Call `drop` for an input in any layout."""
     if layout == "channels_first":
-        return drop(input, block_size, keep_prob, rate, share_channels, inplace, generator, key, record)
+        return drop(input, block_size, keep_prob, rate, share_channels, inplace, generator, key, record, variant)
 
     def drop_maps(maps: Tensor, block: tuple[int, ...], inplace: bool) -> Tensor:
-        return drop(maps, block, keep_prob, rate, share_channels, inplace, generator, key, record)
+        return drop(maps, block, keep_prob, rate, share_channels, inplace, generator, key, record, variant)
 
     return layouts.through(drop_maps, input, layout, block_size, inplace)
 
@@ -245,12 +276,11 @@ def drop(
     generator: torch.Generator | None = None,
     key: int | Tensor | None = None,
     record: Record | None = None,
+    variant: Variant | None = None,
 ) -> Tensor:
     """Check `input`, `generator` and the value of `keep_prob`, then drop; callers have checked the other arguments."""
     dims = len(block_size)
     checks.feature_map(input, dims)
-    if record is not None:
-        record.begin(keep_prob, input.numel())
     if generator is not None:
         checks.generator(generator, input.device)
     followed = tracing.followed(input)
@@ -262,6 +292,17 @@ def drop(
             tracing.not_under_jit_trace()
         if inplace:
             checks.writable(input)
+    if variant is not None and drops:
+
+        def draw(ones: Tensor, inplace: bool) -> Tensor:
+            return drop(ones, block_size, keep_prob, rate, False, inplace, generator, key, record)
+
+        output = variants.apply(variant, draw, input, dims, share_channels, inplace, generator, key)
+        if record is not None:
+            record.units = input.numel()
+        return output
+    if record is not None:
+        record.begin(keep_prob, input.numel())
     if not drops:
         return input
     if followed:

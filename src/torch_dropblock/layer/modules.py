@@ -12,12 +12,14 @@ from torch.fx import Proxy
 
 from ..backends import choice
 from ..core import checks, geometry
-from ..core.checks import Rate
+from ..core.checks import BlockSize, Rate
+from ..core.geometry import Size
 from ..core.hints import hinted
-from . import layouts
+from . import layouts, variants
 from .functional import drop_laid_out
 from .layouts import Layout
 from .record import Record
+from .variants import Variant
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,25 +37,34 @@ def call_in_trace(input: Proxy, module: nn.Module, attribute: str = "") -> Any:
 class DropBlockNd(nn.Module):
     dims: ClassVar[int]
     record: Record | None = None  # a schedule sets it
-    layout: Layout = "channels_first"  # of a layer saved before it had one
+    # of a layer saved before it had them
+    layout: Layout = "channels_first"
+    share_batch, scale_by_keep, with_noise = False, True, False
+    _variant: Variant | None = None
+    _own_block: tuple[Any, Size] | None = None  # block_size and its entries, if a schedule sets a part of them
     _keep_prob_tensor: Tensor
+    _sizes: Size
 
     @hinted(checks.SWAPPED.format(call="DropBlock2d(7, keep_prob=0.9)"))
     def __init__(
         self,
-        block_size: int | Sequence[int],
+        block_size: BlockSize,
         *,
         keep_prob: float = 0.9,
         rate: Rate = "exact",
         share_channels: bool = False,
+        share_batch: bool = False,
+        scale_by_keep: bool = True,
+        with_noise: bool = False,
         inplace: bool = False,
         layout: Layout = "channels_first",
     ) -> None:
         super().__init__()
-        self.block_size: int | tuple[int, ...] = block_size  # type: ignore[assignment]
+        self.block_size: int | str | tuple[int | str, ...] = block_size  # type: ignore[assignment]
         self.keep_prob = keep_prob
         self.rate: Rate = rate
         self.share_channels = share_channels
+        self.share_batch, self.scale_by_keep, self.with_noise = share_batch, scale_by_keep, with_noise
         self.inplace = inplace
         self.layout = layout
 
@@ -72,8 +83,17 @@ class DropBlockNd(nn.Module):
         """The `keep_prob` that was requested, and that a schedule ends at; assigning `keep_prob` sets it."""
         return self._target_keep_prob
 
-    def set_strength(self, strength: float) -> None:
+    @property
+    def target_block_size(self) -> int | str | tuple[int | str, ...]:
+        """The `block_size` that was requested, and that a schedule ends at; assigning `block_size` sets it."""
+        return self._own_block[0] if self._own_block else self.block_size
+
+    def set_strength(self, strength: float, *, grow_block: bool = False) -> None:
         """Drop `strength` times the requested share: nothing at 0, all of it at 1. Schedules call this.
+
+        Args:
+            strength: a number in [0, 1].
+            grow_block: also take `strength` times the requested block size, in units rounded down to at least 1.
 
         Examples:
             >>> layer = DropBlock2d(7, keep_prob=0.9)
@@ -83,8 +103,18 @@ class DropBlockNd(nn.Module):
         """
         strength, target = checks.probability("strength", strength), self._target_keep_prob
         keep_prob = target if strength == 1.0 else 1.0 - strength * (1.0 - target)
-        if keep_prob != self._keep_prob:
+        if grow_block or self._own_block:
+            self._set_block(strength, grow_block)
             self._set_keep_prob(keep_prob)
+        elif keep_prob != self._keep_prob:
+            self._set_keep_prob(keep_prob)
+
+    def _set_block(self, strength: float, grow_block: bool) -> None:
+        requested, own = self._own_block or (self.block_size, self._sizes)
+        self._own_block = (requested, own) if grow_block else None
+        self._sizes = geometry.part(own, strength) if grow_block else own
+        entries = geometry.entries_text(self._sizes)
+        self.__dict__["block_size"] = entries if isinstance(requested, tuple) else entries[0]
 
     def _set_keep_prob(self, value: float, device: torch.device | None = None) -> None:
         self._keep_prob = value
@@ -93,23 +123,37 @@ class DropBlockNd(nn.Module):
         # - it is not a buffer, so `half()` does not round it, DDP does not broadcast it, and it is not saved;
         # - it is replaced, not filled, so that a pending backward pass sees the value of its forward pass;
         # - it has one dimension, since the compiler first tries a tensor of no dimensions as a float and starts again;
-        # - it is on the CPU unless γ is solved on the layer's device: CUDA graphs read CPU values only once.
-        if device is None:
+        # - it is on the CPU unless γ is solved on the layer's device: CUDA graphs read CPU values only once;
+        # - it has the entries of a growing block too, which the host needs, so that they are no constants either.
+        if self._own_block:
+            device = torch.device("cpu")
+        elif device is None:
             device = self._keep_prob_tensor.device if hasattr(self, "_keep_prob_tensor") else torch.device("cpu")
         with torch.inference_mode(False):
-            self._keep_prob_tensor = torch.full((1,), value, dtype=torch.float64, device=device)
+            if self._own_block:
+                tensor = torch.tensor([value, *self._sizes], dtype=torch.float64, device=device)
+            else:
+                tensor = torch.full((1,), value, dtype=torch.float64, device=device)
+            self._keep_prob_tensor = tensor
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Check settings when they are assigned, so that forward passes need no checks."""
         if name == "block_size":
-            self._sizes = checks.positive_ints(name, value, self.dims)
-            value = self._sizes if isinstance(value, Sequence) else self._sizes[0]
+            self._sizes = checks.block_size(value, self.dims)
+            entries = geometry.entries_text(self._sizes)
+            value = entries if isinstance(value, Sequence) and not isinstance(value, str) else entries[0]
+            if self._own_block:
+                self._own_block = None
+                self._set_keep_prob(self._keep_prob)
         elif name == "rate":
             checks.rate(value)
         elif name in ("share_channels", "inplace"):
             checks.flag(name, value)
         elif name == "layout":
             value = layouts.checked(value, self.dims)
+        elif name in Variant._fields:
+            options = {field: getattr(self, field) for field in Variant._fields} | {name: value}
+            self._variant = variants.variant_of(**options)
         if isinstance(value, nn.Parameter) and isinstance(getattr(type(self), name, None), property):
             value = value.detach()  # else it would be registered as a parameter, past the property
         super().__setattr__(name, value)
@@ -127,7 +171,7 @@ class DropBlockNd(nn.Module):
 
         An inserted layer is not a member of the model, so `model.cuda()` does not move it.
         """
-        there = device if choice.solves_gamma(device) else torch.device("cpu")
+        there = device if choice.solves_gamma(device) and not self._own_block else torch.device("cpu")
         if self._keep_prob_tensor.device != there:
             with unset_fake_temporarily():
                 self._set_keep_prob(self._keep_prob, there)
@@ -146,21 +190,36 @@ class DropBlockNd(nn.Module):
         if not training:
             return input
         keep_prob: float | Tensor = self._keep_prob
+        sizes = self._sizes
         if torch.compiler.is_compiling():
             self._keep_prob_at(input.device)
             keep_prob, record = self._keep_prob_tensor, None
+            if self._own_block is not None:
+                sizes = self._own_block[1]
         else:
             record = self.record
         return drop_laid_out(
-            input, self.layout, self._sizes, keep_prob, self.rate, self.share_channels, inplace, record=record
+            input,
+            self.layout,
+            sizes,
+            keep_prob,
+            self.rate,
+            self.share_channels,
+            inplace,
+            None,
+            None,
+            record,
+            self._variant,
         )
 
     def extra_repr(self) -> str:
         names = ["block_size", "keep_prob", "rate", "share_channels", "inplace"]
         if self.keep_prob != self.target_keep_prob:
             names.insert(2, "target_keep_prob")
-        if self.layout != "channels_first":
-            names.append("layout")
+        if self.block_size != self.target_block_size:
+            names.insert(1, "target_block_size")
+        defaults = {**Variant._field_defaults, "layout": "channels_first"}
+        names += [name for name, default in defaults.items() if getattr(self, name) != default]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
@@ -176,11 +235,15 @@ class DropBlock2d(DropBlockNd):
     See `drop_block2d` for details and for the tensors it takes. The layer has no entry in a state_dict.
 
     Args:
-        block_size: height and width of a block, one int for both or two; clamped to the map.
+        block_size: height and width of a block, one for both or two: units, clamped to the map, or a share of the map
+            such as `"30%"`.
         keep_prob: probability that a unit is *kept*, in [0, 1]; `p` of `nn.Dropout` and of torchvision's layer is
             1 - keep_prob. It can be read and assigned at any time.
         rate: `"exact"` keeps `keep_prob` of the units on average; `"paper"` uses the paper's γ, which keeps more.
         share_channels: one mask per sample for all of its channels.
+        share_batch: one mask for all samples.
+        scale_by_keep: scale the kept units; if False they stay as they are.
+        with_noise: standard normal noise where dropped instead of 0.
         inplace: write into the input.
         layout: `"channels_first"`, `"channels_last"` for (N, H, W, C), `"tokens"` for a square grid of tokens behind a
             prefix that is not dropped, (N, prefix + H·W, C), or the size of a grid that is not square.
@@ -236,7 +299,7 @@ class DropBlock(DropBlock2d):
         "DropBlock(7, p=0.9) is the article's layer, whose p is the probability that a unit is kept; "
         "DropBlock2d(7, keep_prob=0.9) has the other options"
     )
-    def __init__(self, block_size: int | Sequence[int], p: float = 0.5) -> None:
+    def __init__(self, block_size: BlockSize, p: float = 0.5) -> None:
         super().__init__(block_size, keep_prob=checks.probability("p", p), rate="paper")
 
     @property

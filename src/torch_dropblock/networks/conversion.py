@@ -19,15 +19,13 @@ OURS: dict[tuple[str, str], type[DropBlockNd]] = {
     (TORCHVISION, "DropBlock3d"): DropBlock3d,
     (TIMM, "DropBlock2d"): DropBlock2d,
 }
-# settings of timm's layer without a counterpart here; `batchwise` existed before timm 1.0.23
-REFUSED = {"with_noise": True, "batchwise": True, "scale_by_keep": False}
 
 
 def convert_dropblock(model: nn.Module) -> dict[str, nn.Module]:
     """Replace the DropBlock layers of torchvision and timm in a model by this library's. The model is changed in place.
 
-    Drop probability, block size, shared masks, inplace and training mode are carried over. The new layers drop exactly
-    the requested share, on any map. They keep their names, and no key of the state_dict changes.
+    Drop probability, block size, shared masks, scaling, noise, inplace and training mode are carried over. The new
+    layers drop exactly the requested share, on any map. They keep their names, and no key of the state_dict changes.
     torchvision's `p` becomes `keep_prob = 1 - p`; timm's `drop_prob` becomes `keep_prob = 1 - drop_prob * gamma_scale`,
     since the paper's authors weaken the layers of earlier groups. Settings of the computation alone, torchvision's
     `eps` and timm's `fast`, are ignored.
@@ -45,8 +43,8 @@ def convert_dropblock(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         TypeError: `model` is not a module.
         ValueError: the model is wrapped or compiled, or is such a layer itself; or a layer has something that cannot
-            be carried over: timm's `with_noise`, `batchwise` or `scale_by_keep=False`, a probability outside [0, 1], a
-            subclass's own methods, hooks, or parameters. The error names all of them, and nothing is converted.
+            be carried over: a probability outside [0, 1], a subclass's own methods, hooks, or parameters. The error
+            names all of them, and nothing is converted.
 
     Warns:
         UserWarning: the model has no DropBlock layer of torchvision or timm.
@@ -108,19 +106,20 @@ def _counterpart(layer: Any, kind: type) -> DropBlockNd:
         drop_prob = checks.probability("drop_prob * gamma_scale", (layer.drop_prob or 0.0) * layer.gamma_scale)
     else:
         drop_prob = checks.probability("p", layer.p)
+    with_noise = bool(getattr(layer, "with_noise", False))
     return OURS[kind.__module__, kind.__qualname__](
         layer.block_size,
         keep_prob=1.0 - drop_prob,
         share_channels=bool(getattr(layer, "couple_channels", False)),  # before 1.0.23 timm drew for each channel
+        share_batch=bool(getattr(layer, "batchwise", False)),  # before 1.0.23
+        scale_by_keep=bool(getattr(layer, "scale_by_keep", True)) and not with_noise,  # timm scales only beside zeros
+        with_noise=with_noise,
         inplace=bool(layer.inplace),
     ).train(layer.training)
 
 
 def _lost(layer: nn.Module, kind: type) -> Iterator[str]:
     """Yield the properties of a layer that its counterpart would lack."""
-    for name, value in REFUSED.items():
-        if bool(getattr(layer, name, not value)) is value:
-            yield f"{name}={value}"
     classes = type(layer).__mro__
     for base in classes[: classes.index(kind)]:
         for name, value in vars(base).items():

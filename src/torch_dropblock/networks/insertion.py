@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
 from ..core import checks
-from ..core.checks import Rate
+from ..core.checks import BlockSize, Rate
 from ..core.hints import Layers, hinted, warn
 from ..layer.layouts import Layout
 from ..layer.modules import DropBlock1d, DropBlock2d, DropBlock3d, DropBlockNd
@@ -29,11 +29,14 @@ def insert_dropblock(
     model: nn.Module,
     where: Where,
     *,
-    block_size: int | Sequence[int] = 7,
+    block_size: BlockSize = 7,
     keep_prob: float = 0.9,
     dims: int = 2,
     rate: Rate = "exact",
     share_channels: bool = False,
+    share_batch: bool = False,
+    scale_by_keep: bool = True,
+    with_noise: bool = False,
     inplace: bool = False,
     layout: Layout = "channels_first",
 ) -> dict[str, nn.Module]:
@@ -51,11 +54,15 @@ def insert_dropblock(
         model: the network; `print(dict(model.named_modules()).keys())` shows the names of its modules.
         where: a glob pattern over these names, several patterns, or a function `(name, module) -> bool`. `*` matches
             dots too. A pattern skips containers that are never called themselves.
-        block_size: size of a block, one int for all spatial dimensions or one for each; clamped to the map.
+        block_size: size of a block, one for all spatial dimensions or one for each: units, clamped to the map, or a
+            share of the map such as `"30%"`.
         keep_prob: probability that a unit is kept, in [0, 1].
         dims: number of spatial dimensions: the modules must return (N, C, L), (N, C, H, W) or (N, C, D, H, W).
         rate: `"exact"` or `"paper"`, as for the layer.
         share_channels: one mask per sample for all of its channels.
+        share_batch: one mask for all samples.
+        scale_by_keep: scale the kept units, or leave them as they are.
+        with_noise: standard normal noise where dropped instead of 0.
         inplace: write into the output of the module; its backward pass must not need that output. If a module returns
             its own input, such as `nn.Identity`, the layer does not write into it.
         layout: the layout of what the modules return, as for the layer: `"channels_last"` for (N, H, W, C), `"tokens"`
@@ -86,7 +93,15 @@ def insert_dropblock(
     keep_prob = checks.probability("keep_prob", keep_prob)
 
     def layer() -> DropBlockNd:
-        options: dict[str, Any] = {"rate": rate, "share_channels": share_channels, "inplace": inplace, "layout": layout}
+        options: dict[str, Any] = {
+            "rate": rate,
+            "share_channels": share_channels,
+            "share_batch": share_batch,
+            "scale_by_keep": scale_by_keep,
+            "with_noise": with_noise,
+            "inplace": inplace,
+            "layout": layout,
+        }
         return LAYERS[dims](block_size, keep_prob=keep_prob, **options)
 
     layer()  # check the arguments even if no module matches

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..core import checks
 from ..core.keys import draw_key_number, supplied, word
+from . import sites
 from .monte_carlo import mc_dropblock
 
 # Passes run together while their input has at most this many elements: 27 images of 3×224×224.
@@ -42,7 +43,8 @@ def mc_predict(model: nn.Module, input: Tensor, passes: int = 20, *, key: int | 
     """Predict with several passes of `mc_dropblock`, and measure how much they agree.
 
     Passes of a small input run together: it is repeated to at most 2²² elements. Each layer then counts its units over
-    all of these passes. This depends on the shape of the input alone, not on the memory at hand.
+    all of these passes. This depends on the shape of the input alone, not on the memory at hand. If a layer has
+    `share_batch`, each pass runs alone.
 
     The layers take their keys from `key`, in the order of their calls. One key means the same masks on every device,
     and no generator is touched. Compiled parts of the model run in eager mode, in the whole process until the passes
@@ -84,6 +86,8 @@ def mc_predict(model: nn.Module, input: Tensor, passes: int = 20, *, key: int | 
         raise ValueError("model must not be an nn.DataParallel, got one; pass its attribute `module`")
     number = draw_key_number(None) if key is None else int(key)
     together = min(passes, max(1, ELEMENTS // max(1, input.numel())))
+    if isinstance(model, nn.Module) and any(site.layer.share_batch for site in sites.present(model)):
+        together = 1  # passes of one batch would share a mask
     total: Tensor | float = 0.0
     entropies: Tensor | float = 0.0
     with mc_dropblock(model), _eager():

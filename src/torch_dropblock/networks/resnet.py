@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 
 from ..core import checks
-from ..core.checks import Rate
+from ..core.checks import BlockSize, Rate
 from ..core.hints import Layers, hinted
 from ..layer.modules import DropBlock2d, DropBlockNd
 from . import sites
@@ -36,10 +36,13 @@ def insert_dropblock_resnet(
     model: nn.Module,
     *,
     keep_prob: float = 0.9,
-    block_size: int | Sequence[int] = 7,
+    block_size: BlockSize = 7,
     groups: Sequence[int] = (3, 4),
     rate: Rate = "exact",
     share_channels: bool = False,
+    share_batch: bool = False,
+    scale_by_keep: bool = True,
+    with_noise: bool = False,
     inplace: bool = True,
 ) -> dict[str, nn.Module]:
     """Insert DropBlock where the paper's authors place it: after each convolution and on each shortcut of a group.
@@ -52,10 +55,13 @@ def insert_dropblock_resnet(
         model: a ResNet, ResNeXt or Wide ResNet of torchvision or timm, or a Res2Net, ResNeSt or SENet of timm; or a
             part of one that has its groups `layer1` to `layer4`. For other networks use `insert_dropblock_stages`.
         keep_prob: probability that a unit is kept in group 4, in [0, 1].
-        block_size: height and width of a block, one int for both or two; clamped to the map.
+        block_size: height and width of a block, one for both or two: units, clamped to the map, or `"30%"` of it.
         groups: the groups, from 1 to 4, that get layers.
         rate: `"exact"` or `"paper"`, as for the layer.
         share_channels: one mask per sample for all of its channels.
+        share_batch: one mask for all samples.
+        scale_by_keep: scale the kept units, or leave them as they are.
+        with_noise: standard normal noise where dropped instead of 0.
         inplace: write into the output of a batch norm, whose backward pass does not need it. The outputs of other
             norms and of identity shortcuts are never written into.
 
@@ -78,6 +84,9 @@ def insert_dropblock_resnet(
             keep_prob=place.keep_prob(keep_prob),
             rate=rate,
             share_channels=share_channels,
+            share_batch=share_batch,
+            scale_by_keep=scale_by_keep,
+            with_noise=with_noise,
             inplace=inplace and place.follows_batch_norm,
         )
         for place in places(model, groups)

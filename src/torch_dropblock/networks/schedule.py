@@ -60,6 +60,8 @@ class KeepProbSchedule:
             [0, 1] to strength in [0, 1].
         start_step: the number of steps already taken, to resume a training without a saved state. (To keep the
             layers off for the first tenth: `curve=lambda progress: max(0.0, (progress - 0.1) / 0.9)`.)
+        grow_blocks: let the block size grow with the strength too, from 1 unit to the layer's own, as in darknet: it is
+            the strength times the layer's own, rounded down to at least 1.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -88,7 +90,13 @@ class KeepProbSchedule:
         "epochs * len(loader), and what follows it is given by keyword"
     )
     def __init__(
-        self, model: nn.Module, total_steps: int, *, curve: str | Curve = "linear", start_step: int = 0
+        self,
+        model: nn.Module,
+        total_steps: int,
+        *,
+        curve: str | Curve = "linear",
+        start_step: int = 0,
+        grow_blocks: bool = False,
     ) -> None:
         self.model = model
         self.total_steps = checks.whole_number("total_steps", total_steps, at_least=1)
@@ -97,6 +105,7 @@ class KeepProbSchedule:
             raise TypeError(f"curve must be one of {', '.join(CURVES)} or a function, got {curve!r}")
         for percent in range(101):  # fail now, not in the middle of a training
             _strength(self.curve, percent / 100)
+        self.grow_blocks = checks.flag("grow_blocks", grow_blocks)
         self._present: tuple[list[sites.Site], int] = ([], 0)
         self._seen: dict[str, DropBlockNd] = {}
         self._known_to_be_off: set[str] = set()
@@ -111,7 +120,8 @@ class KeepProbSchedule:
     def __repr__(self) -> str:
         return (
             f"KeepProbSchedule({type(self.model).__name__}, total_steps={self.total_steps}, "
-            f"curve={self._curve_name!r}, steps={self.steps}, layers={len(self._seen)})"
+            f"curve={self._curve_name!r}, {'grow_blocks=True, ' * self.grow_blocks}steps={self.steps}, "
+            f"layers={len(self._seen)})"
         )
 
     @property
@@ -171,7 +181,7 @@ class KeepProbSchedule:
             self._present = present
         strength = self.strength
         for site in present[0]:
-            site.layer.set_strength(strength)
+            site.layer.set_strength(strength, grow_block=self.grow_blocks)
 
     def _look_again(self) -> None:
         """Find the layers again, and raise if one was lost: a recorded one, or one that this schedule has seen.
@@ -237,7 +247,7 @@ class KeepProbSchedule:
         return stats | {f"dropped/{name}": share for name, share in shares.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state for `load_state_dict`: steps, total steps, curve, and each layer's target keep_prob by name.
+        """Return the state for `load_state_dict`: the settings, the steps, and each layer's target keep_prob by name.
 
         Warns:
             UserWarning: once: the parameters of the model have changed many times, but the schedule was never stepped.
@@ -252,6 +262,7 @@ class KeepProbSchedule:
             "steps": self.steps,
             "total_steps": self.total_steps,
             "curve": self._curve_name,
+            "grow_blocks": self.grow_blocks,
             "keep_prob": {name: site.layer.target_keep_prob for name, site in sites.find(self.model).items()},
         }
 
@@ -259,29 +270,30 @@ class KeepProbSchedule:
         """Resume from a state: take its steps, its total steps and the target keep_prob of its layers.
 
         Names of layers may differ by a common prefix, or by parts that wrappers (DistributedDataParallel,
-        `torch.compile`) and adapters (LoRA) add. The curve is not loaded: this schedule keeps its own.
+        `torch.compile`) and adapters (LoRA) add. The curve and `grow_blocks` are not loaded: this schedule keeps its
+        own.
 
         Raises:
             TypeError, ValueError: it is not the state of a schedule, or its model has other layers; nothing is
                 changed then.
 
         Warns:
-            UserWarning: it is the state of a schedule with other total steps, another curve or other keep_prob.
+            UserWarning: it is the state of a schedule with other settings or other keep_prob.
         """
-        steps, total_steps, curve, saved = _read(state_dict)
+        steps, total_steps, kept, saved = _read(state_dict)
         found, mine = sites.find(self.model), self._state()
         targets = renamed(saved, list(found))
         strength = _strength(self.curve, steps / total_steps)
-        for name, value in (("total_steps", total_steps), ("curve", curve), ("keep_prob", targets)):
+        for name, value in {"total_steps": total_steps, "keep_prob": targets, **kept}.items():
             if mine[name] != value:
-                goes_on = "its own" if name == "curve" else "that of the state"
+                goes_on = "its own" if name in kept else "that of the state"
                 warn(
                     f"the schedule was built with {name}={mine[name]!r}, the state with {value!r}; it goes on with "
                     f"{goes_on}"
                 )
         for site_name, site in found.items():
             site.layer.keep_prob = targets[site_name]
-            site.layer.set_strength(strength)
+            site.layer.set_strength(strength, grow_block=self.grow_blocks)
         self.steps, self.total_steps = steps, total_steps
         self._watch_the_layers()
 
@@ -297,13 +309,15 @@ def _known(curve: str) -> str:
     return curve
 
 
-def _read(state: object) -> tuple[int, int, str, dict[str, float]]:
+def _read(state: object) -> tuple[int, int, dict[str, object], dict[str, float]]:
+    """Return steps, total steps, the settings that are not loaded, and targets."""
     wanted = ("steps", "total_steps", "curve", "keep_prob")
     if not isinstance(state, dict) or any(name not in state for name in wanted) or not _by_name(state["keep_prob"]):
         raise TypeError(f"state_dict must be what KeepProbSchedule.state_dict() returned, got {state!r}")
     targets = {name: checks.probability(f"keep_prob of {name!r}", value) for name, value in state["keep_prob"].items()}
     steps = checks.whole_number("steps", state["steps"], at_least=0)
-    return steps, checks.whole_number("total_steps", state["total_steps"], at_least=1), str(state["curve"]), targets
+    kept = {"curve": str(state["curve"]), "grow_blocks": state.get("grow_blocks", False)}  # older states lack it
+    return steps, checks.whole_number("total_steps", state["total_steps"], at_least=1), kept, targets
 
 
 def _by_name(targets: object) -> bool:

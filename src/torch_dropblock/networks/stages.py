@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules import batchnorm, conv, instancenorm
 
 from ..core import checks, geometry
-from ..core.checks import Rate
+from ..core.checks import BlockSize, Rate
 from ..core.geometry import Size
 from ..core.hints import hinted
 from . import sites
@@ -34,12 +34,15 @@ def insert_dropblock_stages(
     input_size: InputSize,
     *,
     stages: int = 2,
-    block_size: int | Sequence[int] = 7,
+    block_size: BlockSize = 7,
     keep_prob: float = 0.9,
     dims: int = 2,
     where: Where = "blocks",
     rate: Rate = "exact",
     share_channels: bool = False,
+    share_batch: bool = False,
+    scale_by_keep: bool = True,
+    with_noise: bool = False,
     inplace: bool = False,
     dry_run: bool = False,
 ) -> Plan:
@@ -59,12 +62,16 @@ def insert_dropblock_stages(
         input_size: shape of the model's input with its batch, such as (1, 3, 224, 224); several shapes, a mapping from
             keyword to shape, or tensors instead of shapes. `[[(3, 64, 64)]]` is a list of images as one argument.
         stages: number of resolutions that get layers, the last ones.
-        block_size: size of a block, one int for all spatial dimensions or one for each; clamped to the map.
+        block_size: size of a block, one for all spatial dimensions or one for each: units, clamped to the map, or a
+            share of the map such as `"30%"`.
         keep_prob: probability that a unit is kept in the last stage, in [0, 1].
         dims: number of spatial dimensions of the maps, 1, 2 or 3.
         where: `"blocks"`, `"norms"` or `"convolutions"`; the last two leave out what comes before them.
         rate: `"exact"` or `"paper"`, as for the layer.
         share_channels: one mask per sample for all of its channels.
+        share_batch: one mask for all samples.
+        scale_by_keep: scale the kept units, or leave them as they are.
+        with_noise: standard normal noise where dropped instead of 0.
         inplace: write into the outputs; see `insert_dropblock`.
         dry_run: insert nothing.
 
@@ -97,7 +104,14 @@ def insert_dropblock_stages(
         4 layers, after the blocks of the last 2 of 2 stages.
     """
     sites.refuse_wrapped(model, "insert")
-    options: dict[str, Any] = {"rate": rate, "share_channels": share_channels, "inplace": inplace}
+    options: dict[str, Any] = {
+        "rate": rate,
+        "share_channels": share_channels,
+        "share_batch": share_batch,
+        "scale_by_keep": scale_by_keep,
+        "with_noise": with_noise,
+        "inplace": inplace,
+    }
     if checks.whole_number("dims", dims, at_least=1) not in LAYERS:
         raise ValueError(f"dims must be 1, 2 or 3, got {dims!r}")
     checks.whole_number("stages", stages, at_least=1)
@@ -119,7 +133,7 @@ def insert_dropblock_stages(
         site, depth = found.maps[name], ranks[name]
         kept = 1.0 - (1.0 - keep_prob) / 4**depth if depth else keep_prob
         layers[name] = LAYERS[dims](block_size, keep_prob=kept, layout=site.layout, **options)
-        block = geometry.clamp(site.size, checks.positive_ints("block_size", block_size, dims))
+        block = geometry.clamp(site.size, checks.block_size(block_size, dims))
         rows.append(Row(name, type(found.modules[name]).__name__, site.size, site.layout, block, kept))
     if not dry_run:
         sites.attach(model, layers)

@@ -49,13 +49,15 @@ class Row:
         present = (layer.keep_prob, layer.target_keep_prob)
         if size is None:
             return cls(name, None, None, False, *present, None, None, recorder.training)
-        wanted = checks.positive_ints("block_size", layer.block_size, layer.dims)
+        wanted = checks.block_size(layer.block_size, layer.dims)
         block = geometry.clamp(size, wanted)
         gamma = geometry.seed_probability(size, block, layer.keep_prob, layer.rate)
         dropped = 1.0 - geometry.expected_keep_rate(size, block, gamma)
         probe = recorder.probe
         doubts = (probe.channels_last, probe.same_map_as)
-        return cls(name, size, block, block != wanted, *present, gamma, dropped, recorder.training, *doubts)
+        return cls(
+            name, size, block, any(map(int.__lt__, block, wanted)), *present, gamma, dropped, recorder.training, *doubts
+        )
 
     @property
     def drops(self) -> bool:

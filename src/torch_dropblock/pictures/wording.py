@@ -15,5 +15,5 @@ def percent(share: float) -> str:
     return f"{100 * share:.{max(1, 2 - below, 1 - above)}f} %"
 
 
-def joined(size: Sequence[int]) -> str:
+def joined(size: Sequence[object]) -> str:
     return "×".join(map(str, size))

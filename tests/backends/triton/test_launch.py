@@ -150,6 +150,22 @@ def test_forward_and_backward_of_the_layer(dtype, memory_format, share_channels)
 
 @runs
 @pytest.mark.usefixtures("on_triton")
+@pytest.mark.parametrize("share_batch", [False, True])
+def test_a_variant_is_made_from_the_mask_of_the_key(share_batch):
+    x = torch.rand(4, 8, 14, 13, device=DEVICE).add(1).to(memory_format=torch.channels_last).requires_grad_()
+    options = {"keep_prob": 0.8, "key": 5, "share_batch": share_batch}
+    y = drop_block2d(x, "25%", scale_by_keep=False, with_noise=True, **options)
+    with use_backend("sparse"):
+        expected = drop_block2d(x.detach().cpu(), 3, scale_by_keep=False, with_noise=True, **options)
+    torch.testing.assert_close(y.cpu(), expected)
+    assert y.stride() == x.stride()
+    kept = drop_block2d(torch.ones_like(x), 3, **options) != 0
+    y.sum().backward()
+    assert torch.equal(x.grad, kept.float())
+
+
+@runs
+@pytest.mark.usefixtures("on_triton")
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_the_mask_does_not_depend_on_the_memory_format_and_follows_the_seed(dims):
     function = {1: drop_block1d, 2: drop_block2d, 3: drop_block3d}[dims]
