@@ -179,7 +179,7 @@ def show(
     if key is None:
         tried = (draws.mask_of(key, size, block, keep, kind) for key in range(KEYS))
         key = draws.first_near(map(draws.share_dropped, tried), expected)
-        chosen = f", nearest to the mean of keys 0 to {KEYS - 1}"
+        chosen = ", chosen near the mean"
     kept = draws.mask_of(key, size, block, keep, kind)
     dropped = percent(draws.share_dropped(kept))
     with figures.house_style():

@@ -148,8 +148,9 @@ def caption(axes: Axes, name: str, detail: str, lines: int = 1) -> Axes:
     above = 4 + 12 * lines
     detail += "\n " * (lines - 1 - detail.count("\n"))  # or matplotlib would place a single line higher
     axes.set_title(name, loc="left", pad=above + 4, fontsize=11, fontweight="bold")
-    place = {"xytext": (0, above), "xycoords": "axes fraction", "textcoords": "offset points", "va": "top"}
-    axes.annotate(detail, (0, 1), color=MUTED, **place)
+    axes.annotate(
+        detail, (0, 1), xytext=(0, above), xycoords="axes fraction", textcoords="offset points", color=MUTED, va="top"
+    )
     return axes
 
 
