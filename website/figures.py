@@ -6,6 +6,7 @@ The pictures of the demo are among them. The same seed draws the same pictures; 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,12 +23,14 @@ from torch_dropblock.core.checks import Rate
 from torch_dropblock.networks.schedule import CURVES
 from torch_dropblock.pictures import figures
 from torch_dropblock.pictures.demo import Demo
-from torch_dropblock.pictures.figures import ACCENT, DROPPED, INK, KEPT, MUTED, caption, percent, share_dropped
+from torch_dropblock.pictures.draws import first_near, share_dropped
+from torch_dropblock.pictures.figures import ACCENT, DROPPED, INK, KEPT, MUTED, caption, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-IMAGES = Path(__file__).parents[1] / "docs" / "images"
+ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "images"
 SIZE, BLOCK = (28, 28), 7
 SHARES = [i / 200 for i in range(201)]
 
@@ -60,12 +63,17 @@ def draw_units(axes: Axes, values: Tensor, colors: Sequence[str]) -> Axes:
 
 
 def algorithm(seed: int) -> Figure:
-    """Draw seeds in the valid region, their blocks, and the map after normalisation."""
-    side, block = 14, 5
+    """Draw seeds in the valid region, their blocks, and the map after normalisation: the first draw near the mean."""
+    side, block, keep_prob = 14, 5, 0.7
     valid = side - block + 1
-    gamma = seed_probability((side, side), block, 0.75)
-    seeds = torch.rand(1, 1, valid, valid, generator=torch.Generator().manual_seed(seed)) < gamma
-    kept = reference.kept_mask(seeds, (block, block))[0, 0]
+    gamma = seed_probability((side, side), block, keep_prob)
+    draws = [
+        torch.rand(1, 1, valid, valid, generator=torch.Generator().manual_seed(number)) < gamma
+        for number in range(seed, seed + 100)
+    ]
+    masks = [reference.kept_mask(seeds, (block, block))[0, 0] for seeds in draws]
+    index = first_near(map(share_dropped, masks), 1 - keep_prob)
+    seeds, kept = draws[index], masks[index]
     left, middle, right = panels(3, 2.2, 2.2, left=0.15, bottom=0.15)
 
     where = torch.zeros(side, side)
@@ -75,10 +83,10 @@ def algorithm(seed: int) -> Figure:
 
     draw_units(middle, kept.int(), [DROPPED, KEPT])
     for row, column in seeds[0, 0].nonzero().tolist():
-        middle.add_patch(Rectangle((column, row), block, block, fill=False, edgecolor=ACCENT, linewidth=1.4))
+        edge = Rectangle((column, row), block, block, fill=False, edgecolor=ACCENT, linewidth=1.4, clip_on=False)
+        middle.add_patch(edge)
         middle.add_patch(Rectangle((column, row), 1, 1, color=ACCENT))
-    middle.set(xlim=(-0.05, side + 0.05), ylim=(side + 0.05, -0.05))
-    caption(middle, "Blocks", f"{percent(share_dropped(kept))} dropped")
+    caption(middle, "Blocks", f"{percent(share_dropped(kept))} dropped, {100 * (1 - keep_prob):.0f} % requested")
 
     scale = kept.numel() / int(kept.sum())
     draw_units(right, kept.int(), ["#f4f5f7", "#8db8dd"])
@@ -113,6 +121,96 @@ def asked_and_dropped() -> Figure:
         axes.legend(frameon=False, loc="upper left")
         caption(axes, name, f"map of {SIZE[0]}×{SIZE[1]}, blocks of {BLOCK}×{BLOCK}")
     return page_of(left)
+
+
+# --- beside other implementations --------------------------------------------------------------------------------
+
+# for each column of the table: colour, marker and line, and where its name stands beside the plot, in percent
+PEERS = {
+    "torch-dropblock": ("#0072b2", "o", "-", 10),
+    "torchvision": ("#00795a", "s", "-", 6.7),
+    "timm": (ACCENT, "^", "-", 59),
+    "dropblock": ("#8f4a86", "v", "-", 3.2),
+    "the article's code": (MUTED, "D", (0, (4, 3)), 13.2),
+}
+# values written beside their points, and how far from them, in points
+VALUES = (
+    ("timm", "14×14", (-8, 12)),
+    ("timm", "7×7", (0, 12)),
+    ("timm", "40×10", (0, -12)),
+    ("timm", "4×4", (0, 12)),
+    ("the article's code", "40×10", (10, 12)),
+    ("the article's code", "4×4", (13, 13)),
+    ("torch-dropblock", "7×7", (0, 14)),
+    ("dropblock", "7×7", (0, -12)),
+    ("dropblock", "4×4", (0, -12)),
+)
+
+
+def measured_rates() -> tuple[dict[str, dict[str, float]], str]:
+    """Read the table of `benchmarks/rates.py` from the page that has it.
+
+    Returns the share in percent by implementation and map, for blocks of 7, and the line below the table.
+    """
+    pages = (page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))))
+    text = next(text for text in pages if "<!-- rates:begin -->" in text)
+    content = text.partition("<!-- rates:begin -->")[2].partition("<!-- rates:end -->")[0]
+    table, _, made_with = content.strip().partition("\n\n")
+    header, _, *rows = ([cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines())
+    shares: dict[str, dict[str, float]] = {name: {} for name in PEERS}
+    for case, *cells in rows:
+        size, _, block = case.partition(", ")
+        for name, cell in zip(header[1:], cells, strict=True):
+            if name in PEERS and block == "7" and cell.endswith(" %"):  # other cells name an error
+                shares[name][size] = float(cell.removesuffix(" %"))
+    return shares, made_with
+
+
+def drop_rates() -> Figure:
+    """Plot the share that this library and its peers drop when 10 % is requested, by the size of the map."""
+    shares, made_with = measured_rates()
+    versions = dict(re.findall(r"(\S+) (\d[^,;\s]*)", made_with))
+    processor, planes = made_with.split("; ")[1], re.findall(r"([\d,]+) planes", made_with)[0]
+    width, height, (left, right, below, above) = 5.8, 4.4, (0.75, 1.75, 0.85, 0.8)
+    figure = Figure(figsize=(width, height), dpi=240)
+    title = "What is really dropped when 10 % is requested"
+    figure.text(0.2 / width, 1 - 0.36 / height, title, fontsize=13, weight="bold")
+    figure.text(0.2 / width, 1 - 0.6 / height, "share of the units, for blocks of 7×7; log scale", color=MUTED)
+    made = f"{planes} planes for each point; torch {versions['torch']}, {processor}"
+    figure.text(0.2 / width, 0.16 / height, made, color=MUTED)
+    size = 1 - (left + right) / width, 1 - (below + above) / height
+    draw_shares(figure.add_axes((left / width, below / height, *size)), shares, versions)
+    return figure
+
+
+def draw_shares(axes: Axes, shares: dict[str, dict[str, float]], versions: dict[str, str]) -> Axes:
+    """Plot the shares in percent by implementation and map, with names and some values beside the lines."""
+    maps = list(shares["torch-dropblock"])
+    for name, (color, marker, line, place) in PEERS.items():
+        ours = name == "torch-dropblock"
+        at, values = [maps.index(size) for size in shares[name]], list(shares[name].values())
+        thick, large, order = (5, 10, 2) if ours else (1.4, 6, 3)
+        axes.plot(
+            at, values, color=color, linestyle=line, linewidth=thick, zorder=order,
+            marker=marker, markersize=large, markerfacecolor="white",
+        )  # fmt: skip
+        label = f"{name} {versions.get(name, '')}"
+        label += "".join(f"\nrefuses {size}" for size in maps if size not in shares[name])
+        weight = "bold" if ours else "normal"
+        axes.annotate(label, (len(maps) - 0.62, place), color=color, weight=weight, va="center", annotation_clip=False)
+    for name, size, offset in VALUES:
+        value = shares[name][size]
+        axes.annotate(
+            f"{value:.2g} %", (maps.index(size), value), xytext=offset, textcoords="offset points",
+            color=PEERS[name][0], ha="center", va="center", weight="bold",
+        )  # fmt: skip
+    axes.axhline(10, color=INK, linewidth=1, linestyle=(0, (2, 2)))
+    axes.set(xlim=(-0.3, len(maps) - 0.8), xlabel="feature map", yscale="log", ylim=(2.2, 150))
+    axes.set_xticks(range(len(maps)), maps)
+    axes.set_yticks([3, 10, 30, 100], ["3 %", "10 %", "30 %", "100 %"])
+    axes.set_yticks([], minor=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
 
 
 # --- block sizes and schedules -----------------------------------------------------------------------------------
@@ -190,6 +288,7 @@ def pages(seed: int) -> dict[str, Figure]:
     return Demo(seed).pages() | {
         "algorithm.png": algorithm(seed),
         "asked-and-dropped.png": asked_and_dropped(),
+        "drop-rates.png": drop_rates(),
         "limits.png": from_dropout_to_whole_planes(),
         "schedule.png": curves(),
         "training-log.png": training_log(seed),

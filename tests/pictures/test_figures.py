@@ -6,10 +6,11 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from torch_dropblock import keep_rate_map, seed_probability
-from torch_dropblock.core.reference import kept_mask
+from helpers.command import check_texts
+from torch_dropblock import keep_rate_map
 from torch_dropblock.pictures import figures
 
 
@@ -17,11 +18,6 @@ from torch_dropblock.pictures import figures
 def _style():
     with figures.house_style():
         yield
-
-
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
 
 
 def axes():
@@ -35,34 +31,6 @@ def rendered(figure):
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
-
-
-# --- masks -------------------------------------------------------------------------------------------------------
-
-
-def test_dropout_mask_drops_single_units_at_the_rate_asked(generator, z_score):
-    kept = figures.dropout_mask((300, 400), 0.7, generator)
-    assert kept.shape == (300, 400)
-    assert abs(z_score(kept, 0.7)) < 4.5
-
-
-def test_drop_block_mask_is_a_union_of_whole_blocks(generator):
-    kept = figures.drop_block_mask((40, 30), (7, 3), 0.7, generator)
-    windows = (~kept).unfold(0, 7, 1).unfold(1, 3, 1)
-    seeds = windows.flatten(2).all(2)
-    assert seeds.any()
-    assert torch.equal(kept_mask(seeds[None, None], (7, 3))[0, 0], kept)
-
-
-@pytest.mark.parametrize("rate", ["exact", "paper"])
-def test_drop_block_mask_uses_the_rate(generator, z_score, rate):
-    kept = torch.stack([figures.drop_block_mask((14, 14), 5, 0.5, generator, rate) for _ in range(1000)])
-    expected = keep_rate_map((14, 14), 5, seed_probability((14, 14), 5, 0.5, rate)).mean().item()
-    assert abs(z_score(kept.double().mean((1, 2)), expected)) < 4.5
-
-
-def test_share_dropped():
-    assert figures.share_dropped(torch.tensor([[True, False], [True, True]])) == 0.25
 
 
 # --- panels ------------------------------------------------------------------------------------------------------
@@ -117,10 +85,14 @@ def test_draw_middle_row_draws_the_middle_row():
 
 @pytest.mark.parametrize("size", [(1, 1), (40, 30), (3, 900), (900, 3)])
 def test_photo_page_keeps_the_shape_of_the_picture(size):
-    kept = {"Whole": None, "Masked": torch.ones(size, dtype=torch.bool), "Gone": torch.zeros(size, dtype=torch.bool)}
-    page = figures.photo_page(torch.ones(3, *size), kept, "title", "note", columns=2, scale=1)
+    masks = {"Whole": None, "Masked": torch.ones(size, dtype=torch.bool), "Gone": torch.zeros(size, dtype=torch.bool)}
+    panels = {name: (mask, "one line" if mask is None else "two\nlines") for name, mask in masks.items()}
+    page = figures.photo_page(torch.ones(3, *size), panels, "title", "note\nof two lines", columns=2, scale=1)
     page.draw_without_rendering()
-    assert [panel.get_title(loc="left") for panel in page.axes] == list(kept)
+    check_texts(page)
+    assert [panel.get_title(loc="left") for panel in page.axes] == list(masks)
+    tops = [text.get_window_extent().y1 for panel in page.axes[:2] for text in panel.texts]
+    assert math.isclose(*tops), "details of a row begin at one height"
     for panel in page.axes:
         box = panel.get_window_extent()
         assert math.isclose(box.height / box.width, size[0] / size[1], rel_tol=1e-6)
@@ -128,21 +100,30 @@ def test_photo_page_keeps_the_shape_of_the_picture(size):
         assert page.bbox.containsy(box.y1)
 
 
-def test_photo_page_blacks_out_what_is_dropped_and_leaves_the_rest():
+@pytest.mark.parametrize("scale", [1, 2])
+def test_photo_page_has_a_dot_for_each_pixel(scale):
+    page = figures.photo_page(torch.ones(3, 500, 1000), {"Whole": (None, "")}, "title", "note", columns=1, scale=scale)
+    page.draw_without_rendering()
+    assert page.axes[0].get_window_extent().width >= scale * 1000 - 0.5
+
+
+def test_photo_page_colours_what_is_dropped_and_leaves_the_rest():
     photo = torch.full((3, 60, 60), 0.4)
     kept = torch.ones(60, 60, dtype=torch.bool)
     kept[:, 30:] = False
-    page = figures.photo_page(photo, {"Half": kept}, "title", "note", columns=1, scale=4)
+    page = figures.photo_page(photo, {"Half": (kept, "half dropped")}, "title", "note", columns=1, scale=4)
     picture = rendered(page)
     box = page.axes[0].get_window_extent()
     middle = picture.shape[0] - int((box.y0 + box.y1) / 2)
     quarter = int(box.width / 4)
     assert picture[middle, int(box.x0) + quarter].tolist() == [102] * 3
-    assert picture[middle, int(box.x1) - quarter].tolist() == [0] * 3
+    assert picture[middle, int(box.x1) - quarter].tolist() == [round(255 * level) for level in to_rgb(figures.HOLE)]
 
 
 def test_keep_rates_page_states_the_mean_that_was_asked():
     page = figures.keep_rates_page((14, 14), 7, 0.9)
+    page.draw_without_rendering()
+    check_texts(page)
     texts = [text.get_text() for panel in page.axes for text in panel.texts]
     assert any("mean 90.0 %" in text for text in texts)
 

@@ -6,7 +6,7 @@ from torch_dropblock.playground import app
 from torch_dropblock.playground.uploads import Picture
 from torch_dropblock.playground.view import Settings
 
-VALUES = ("DropBlock", True, 7, 7, 0.7, "exact", False, 28, 0, 1.0, "linear")
+VALUES = ("DropBlock", True, 7, 7, 0.7, "exact", False, 28, 6, 1.0, "linear")
 SKIP = app.gr.skip()
 
 

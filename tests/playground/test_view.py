@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from torch_dropblock import DropBlock2d, expected_keep_rate, keep_rate_map, seed_probability
+from torch_dropblock.pictures.draws import first_near
 from torch_dropblock.playground.view import LARGEST_SEED, METHODS, SIDE, Settings, as_levels, builtin_levels, draw
 
 WHITE = np.full((64, 64, 3), 255, np.uint8)
@@ -60,6 +61,11 @@ def test_what_is_measured_is_what_is_expected(settings, z_score):
     mean, error = view.measured
     assert mean == pytest.approx(view.shares.mean())
     assert error == pytest.approx(view.shares.std(ddof=1) / len(view.shares) ** 0.5)
+
+
+def test_the_first_view_is_the_first_draw_near_the_mean():
+    shares = (draw(Settings(seed=seed), builtin_levels()).share_dropped for seed in range(100))
+    assert first_near(shares, 0.3) == Settings().seed
 
 
 def test_the_schedule():

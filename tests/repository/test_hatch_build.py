@@ -5,12 +5,13 @@ import os
 import shutil
 import stat
 import sys
+import sysconfig
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GCC = shutil.which("gcc")
 
 pytestmark = [
@@ -122,3 +123,20 @@ def test_the_build_goes_on_without_the_library_and_says_why(hatch_build, monkeyp
     assert build == {"force_include": {}}
     assert said == ["without the native library: CC must be a command, got 'gcc \"': No closing quotation"]
     assert os.listdir(tmp_path / "src" / "torch_dropblock") == []
+
+
+@pytest.mark.skipif(GCC is None, reason="needs gcc")
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_wheel_is_for_every_python_and_one_processor(hatch_build, monkeypatch, tmp_path, machine):
+    source = tmp_path / "src" / "torch_dropblock" / "backends" / "native.c"
+    source.parent.mkdir(parents=True)
+    source.write_text("int answer(void) { return 42; }\n")
+    monkeypatch.setattr(sysconfig, "get_platform", lambda: f"linux-{machine}")
+    hook, build = hatch_build.NativeBuildHook(), {"force_include": {}}
+    hook.root, hook.app = str(tmp_path), ModuleType("app")
+    hook.app.display_info = lambda _: None
+    hook.initialize("standard", build)
+    (library,) = build["force_include"]
+    assert Path(library).is_file()
+    hook.finalize("standard", build, "")
+    assert (build["tag"], build["pure_python"]) == (f"py3-none-linux_{machine}", False)

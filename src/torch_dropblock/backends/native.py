@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,7 @@ def load(file: Path) -> ctypes.CDLL:
     if not file.exists():
         raise NotLoadedError("it was not built when the package was installed")
     try:
+        _share_openmp()
         library = ctypes.CDLL(str(file))
         interface = library.drop_block_interface()
     except (OSError, AttributeError) as error:  # for example if PyTorch uses another OpenMP
@@ -81,6 +83,26 @@ def load(file: Path) -> ctypes.CDLL:
     library.drop_block_mask.argtypes = [pointer, ctypes.c_uint64, pointer, ctypes.c_int, pointer]
     library.drop_block.restype = library.drop_block_mask.restype = number
     return library
+
+
+class _Symbol(ctypes.Structure):
+    """`Dl_info` of dlfcn.h."""
+
+    _fields_ = (
+        ("file", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("name", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+    )
+
+
+def _share_openmp() -> None:
+    """Let the loader find PyTorch's OpenMP library: PyTorch itself makes it global on x86-64, but not on aarch64."""
+    if hasattr(ctypes.CDLL(None), "GOMP_parallel"):
+        return
+    torch_cpu, symbol = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so")), _Symbol()
+    if ctypes.CDLL(None).dladdr(torch_cpu.GOMP_parallel, ctypes.byref(symbol)):
+        ctypes.CDLL(os.fsdecode(symbol.file), mode=ctypes.RTLD_GLOBAL)
 
 
 LIBRARY: ctypes.CDLL | None = None

@@ -41,10 +41,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-# PyTorch's CPU generator uses 32 bits of a random seed
-Seed = Annotated[
-    int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Random seed; the same one draws the same picture again.")
-]
+LARGEST_SEED = 2**32 - 1
+KEYS = 100  # tried by `show` for a mask near the mean
 
 
 def _print_version(wanted: bool) -> None:
@@ -87,9 +85,13 @@ def options(
 @one_thread()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the pictures.")] = Path("demo"),
-    seed: Seed = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_SEED, metavar="N", help="Random seed; another one draws other masks.")
+    ] = 0,
 ) -> None:
     """Draw DropBlock beside Dropout on a built-in photograph, and measure how much is dropped.
+
+    Of 1,000 masks of each block size, a picture shows the first whose share is near the mean.
 
     [bold]Examples[/]
 
@@ -98,7 +100,7 @@ def demo(
     [cyan]torch-dropblock demo --out pictures --seed 7[/]
     """
     from ..pictures import figures
-    from ..pictures.demo import KEEP_PROB, MASKS, Demo
+    from ..pictures.demo import DRAWS, KEEP_PROB, Demo
 
     out.mkdir(parents=True, exist_ok=True)
     content = Demo(seed)
@@ -109,10 +111,11 @@ def demo(
     rows = content.shares()
     console = new_console()
     console.print(f"Share dropped in percent: map of {joined(content.size)}, keep_prob {KEEP_PROB}", style="bold")
-    print_table(console, ("block", "γ", "asked", "expected", "measured", "picture"), rows)
+    print_table(console, ("block", "γ", "requested", "expected", "measured", "picture", "key"), rows)
     console.print(
-        f"measured: the mean over {MASKS:,} independent masks, ± its standard error\n"
-        "picture:  the one mask in block-sizes.png, which varies more for large blocks\n"
+        f"measured: the mean over {DRAWS:,} keys, ± its standard error\n"
+        "picture:  the one mask in block-sizes.png: the first near the mean, or nearest\n"
+        "key:      makes this mask again with drop_block_mask\n"
     )
     for name in pages:
         print_path(console, out / name)
@@ -132,7 +135,18 @@ def show(
         str,
         typer.Option(metavar="exact|paper", help="exact drops the requested share; paper uses the paper's formula."),
     ] = "exact",
-    seed: Seed = 0,
+    key: Annotated[
+        int | None,
+        typer.Option(
+            "--key",
+            "--seed",
+            min=0,
+            max=LARGEST_SEED,
+            metavar="N",
+            show_default="the first near the mean",
+            help="Key of the mask, shown as it falls.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="The picture to write.", show_default="IMAGE-dropblock.png"),
@@ -146,12 +160,10 @@ def show(
 
     [cyan]torch-dropblock show cat.jpg[/]
 
-    [cyan]torch-dropblock show cat.jpg --block-size 31x15 --keep-prob 0.5 --seed 3 -o cat.pdf[/]
+    [cyan]torch-dropblock show cat.jpg --block-size 31x15 --keep-prob 0.5 --key 3 -o cat.pdf[/]
     """
-    import torch
-
     from ..core import checks, geometry
-    from ..pictures import figures
+    from ..pictures import draws, figures
     from ..pictures.photo import read_photo
 
     wanted = checks.block_size(parsed_block("block_size", block_size), 2)
@@ -161,26 +173,35 @@ def show(
     photo = read_photo(image)
 
     size = (photo.shape[1], photo.shape[2])
-    block = geometry.clamp(size, wanted)
-    kept = figures.drop_block_mask(size, block, keep, torch.Generator().manual_seed(seed), kind)
+    block = (min(wanted[0], size[0]), min(wanted[1], size[1]))
+    gamma = geometry.seed_probability(size, block, keep, kind)
+    expected = 1 - geometry.expected_keep_rate(size, block, gamma)
+    chosen = ""
+    if key is None:
+        tried = (draws.mask_of(key, size, block, keep, kind) for key in range(KEYS))
+        key = draws.first_near(map(draws.share_dropped, tried), expected)
+        chosen = ", chosen near the mean"
+    kept = draws.mask_of(key, size, block, keep, kind)
+    dropped = percent(draws.share_dropped(kept))
     with figures.house_style():
         page = figures.photo_page(
             photo,
-            {"Original": None, f"DropBlock {joined(block)}": kept},
-            f"DropBlock on a picture {size[0]} high and {size[1]} wide",
-            f"keep probability {keep:g}, {kind} γ, seed {seed}; kept pixels are not rescaled.",
+            {
+                "Original": (None, "nothing dropped"),
+                f"DropBlock {joined(block)}": (kept, f"this draw {dropped}\non average {percent(expected)}"),
+            },
+            f"DropBlock on a picture of {joined(size)}",
+            f"Keep probability {keep:g}, {kind} γ; key {key}{chosen}.\n{figures.HOLES}\nKept pixels are not rescaled.",
             columns=1 if size[1] > 2 * size[0] else 2,
             scale=max(1, 900 // max(size)),
         )
         page.savefig(target)
 
-    gamma = geometry.seed_probability(size, block, keep, kind)
-    expected = 1 - geometry.expected_keep_rate(size, block, gamma)
-    shares = (percent(share) for share in (1 - keep, expected, figures.share_dropped(kept)))
     console = new_console()
     console.print(f"Share dropped: picture {size[0]} high and {size[1]} wide, keep_prob {keep:g}", style="bold")
-    header = ("block", "γ", "asked", "expected", "this picture")
-    print_table(console, header, [(joined(block), f"{gamma:.4g}", *shares)])
+    header = ("block", "γ", "requested", "on average", "this draw", "key")
+    shares = (percent(1 - keep), percent(expected), dropped)
+    print_table(console, header, [(joined(block), f"{gamma:.4g}", *shares, str(key))])
     print_clamped(console, wanted, block)
     print_path(console, target)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from scipy import stats
 
-from ..pictures.figures import ACCENT, INK, MARGIN, MIN_WIDTH, MUTED, house_style
+from ..pictures.figures import ACCENT, INK, MUTED, house_style
 from .result_lines import Result
 from .rows import BASELINE
 from .settings import Settings
@@ -177,11 +177,11 @@ def accuracy_page(lines: Sequence[Line], title: str) -> Figure:
     from matplotlib.figure import Figure
 
     labels = [wrapped(line.row, 28).split("\n") for line in lines]
-    width, above, below = MIN_WIDTH, 0.85, 0.6
+    width, right, above, below = 7.6, 0.45, 0.85, 0.6
     height = above + below + len(lines) * (0.25 + 0.17 * max(map(len, labels)))
     figure = Figure((width, height))
     left = 0.35 + 0.085 * max(len(text) for label in labels for text in label)
-    box = (left / width, below / height, (width - left - MARGIN) / width, (height - above - below) / height)
+    box = (left / width, below / height, (width - left - right) / width, (height - above - below) / height)
     draw_accuracies(figure.add_axes(box), lines)
     note = "dots: runs; diamonds: their means; lines: 95 % intervals of the difference from the baseline (dashed)"
     _head(figure, title, note)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
-import torch
-
 from ..core import geometry
-from ..layer.functional import drop_block2d
 from . import figures
-from .figures import share_dropped
+from .draws import Draws
 from .photo import builtin_photo
 from .wording import joined, percent
 
@@ -19,79 +15,83 @@ if TYPE_CHECKING:
 
 KEEP_PROB = 0.7
 BLOCKS = (1, 3, 7, 15, 31, 63, 127)
-MASKS = 1000
+DRAWS = 1000
 
 
 class Demo:
-    """The photograph and a mask of each block size, reproducible for a random seed."""
+    """The photograph and the draws of each block size; each random seed has keys of its own."""
 
     def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
+        self.keys = range(seed * DRAWS, (seed + 1) * DRAWS)
         self.photo = builtin_photo(long_side=225)
         self.size = (self.photo.shape[1], self.photo.shape[2])
-        self.masks = {
-            block: figures.drop_block_mask(self.size, block, KEEP_PROB, self.generator)
-            for block in [*((b, b) for b in BLOCKS), self.size]
-        }
+        self.draws = {block: self._draws(self.size, block) for block in [*((b, b) for b in BLOCKS), self.size]}
+
+    def _draws(self, size: tuple[int, int], block: tuple[int, int]) -> Draws:
+        return Draws.of(size, block, KEEP_PROB, self.keys)
 
     def pages(self) -> dict[str, Figure]:
         """Draw the pictures by file name; call this and save them inside `figures.house_style()`."""
-        names = {block: f"Block {joined(block)}" for block in self.masks}
-        names[1, 1] += ", Dropout"
-        names[self.size] += ", the map"
-        keep = KEEP_PROB
+        keep = f"Keep probability {KEEP_PROB}."
+        rule = f"the first of keys {self.keys[0]}, {self.keys[1]}, … that drops {100 * (1 - KEEP_PROB):.0f} %, rounded"
+        names = {block: joined(block) for block in self.draws} | {(1, 1): "1×1, Dropout", self.size: "The whole map"}
+        dropout, drop_block = (self._draws((16, 16), (side, side)) for side in (1, 4))
         return {
             "ones.png": figures.ones_page(
                 {
-                    "Dropout": figures.dropout_mask((16, 16), keep, self.generator),
-                    "DropBlock 4×4": figures.drop_block_mask((16, 16), (4, 4), keep, self.generator),
+                    "Dropout": (dropout.kept, _draw_and_mean(dropout)),
+                    "DropBlock 4×4": (drop_block.kept, _draw_and_mean(drop_block)),
                 },
-                f"A 16×16 map of ones, keep probability {keep}",
-                f"Dark units are dropped. One draw of each: over many draws, both drop {percent(1 - keep)}.",
+                "A 16×16 map under Dropout and DropBlock",
+                f"{keep} Dark units are dropped.\n“This draw” is {rule}.",
             ),
             "photo.png": figures.photo_page(
                 self.photo,
                 {
-                    "Original": None,
-                    "Dropout": figures.dropout_mask(self.size, keep, self.generator),
-                    "DropBlock 15×15": self.masks[15, 15],
+                    "Original": (None, "nothing dropped"),
+                    "Dropout": (self.draws[1, 1].kept, _draw_and_mean(self.draws[1, 1])),
+                    "DropBlock 15×15": (self.draws[15, 15].kept, _draw_and_mean(self.draws[15, 15])),
                 },
-                f"What is left of a photograph, keep probability {keep}",
-                f"One mask for all three colours. The layer also multiplies what is kept by about {1 / keep:.2f}; "
-                "the picture leaves that out.",
+                "A photograph under Dropout and DropBlock",
+                f"{keep} {figures.HOLES}\n“This draw” is {rule}.",
                 columns=3,
-                scale=3,
+                scale=2,
             ),
             "block-sizes.png": figures.photo_page(
                 self.photo,
-                {names[block]: kept for block, kept in self.masks.items()},
-                f"From single pixels to the whole map, keep probability {keep}",
-                f"One draw of each. On average, each drops {percent(1 - keep)}; larger blocks vary more, "
-                "and one as large as the map drops all or nothing.",
+                {
+                    names[block]: (draws.kept, f"draw {percent(draws.share)}\nmean {_mean_and_error(draws)}")
+                    for block, draws in self.draws.items()
+                },
+                "From single pixels to the whole map",
+                f"{keep} {figures.HOLES}\nA draw is {rule}, or nearest.\n"
+                f"The mean is over {DRAWS:,} keys, ± its standard error from 0.1 % on.\n"
+                "Larger blocks vary more; the largest drops all or nothing.",
                 columns=4,
-                scale=2,
+                scale=1,
             ),
-            "keep-rates.png": figures.keep_rates_page((28, 28), 7, keep),
+            "keep-rates.png": figures.keep_rates_page((28, 28), 7, KEEP_PROB),
         }
 
     def shares(self) -> list[tuple[str, ...]]:
-        """Return for each block its size, γ, and the share dropped in percent: asked, expected, measured, pictured."""
+        """Return for each block its size, γ, the shares dropped in percent, and the key of its picture.
+
+        The shares are those requested, expected, measured and pictured.
+        """
         rows: list[tuple[str, ...]] = []
-        for block, kept in self.masks.items():
+        for block, draws in self.draws.items():
             gamma = geometry.seed_probability(self.size, block, KEEP_PROB)
-            shares = (1 - KEEP_PROB, 1 - geometry.expected_keep_rate(self.size, block, gamma), share_dropped(kept))
-            asked, expected, picture = (f"{100 * share:.2f}" for share in shares)
-            mean, error = self._measured(block)
-            measured = f"{100 * mean:.2f} ± {100 * error:.2f}"
-            rows.append((joined(block), f"{gamma:.4g}", asked, expected, measured, picture))
+            shares = (1 - KEEP_PROB, 1 - geometry.expected_keep_rate(self.size, block, gamma), draws.share)
+            requested, expected, picture = (f"{100 * share:.2f}" for share in shares)
+            measured = f"{100 * draws.mean:.2f} ± {100 * draws.error:.2f}"
+            rows.append((joined(block), f"{gamma:.4g}", requested, expected, measured, picture, str(draws.key)))
         return rows
 
-    def _measured(self, block: tuple[int, int]) -> tuple[float, float]:
-        """Return the mean share dropped over independent masks, and its standard error."""
-        kept = []
-        for _ in range(MASKS // 50):
-            ones = torch.ones(50, 1, *self.size)
-            y = drop_block2d(ones, block, keep_prob=KEEP_PROB, inplace=True, generator=self.generator)
-            kept.append((y != 0).flatten(1).float().mean(1))
-        shares = 1 - torch.cat(kept)
-        return shares.mean().item(), shares.std().item() / math.sqrt(len(shares))
+
+def _draw_and_mean(draws: Draws) -> str:
+    return f"this draw {percent(draws.share)}\n{DRAWS:,} draws {_mean_and_error(draws)}"
+
+
+def _mean_and_error(draws: Draws) -> str:
+    """Return the mean, with its standard error from 0.1 percentage points on."""
+    return percent(draws.mean) if draws.error < 0.001 else f"{100 * draws.mean:.1f}±{100 * draws.error:.1f} %"

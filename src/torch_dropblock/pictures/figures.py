@@ -10,16 +10,14 @@ The functions import matplotlib themselves, so that the command can start withou
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..core import checks, geometry
-from ..core.checks import Rate
-from ..layer.functional import drop_block2d
 from .wording import joined as joined
 from .wording import percent as percent
 
@@ -28,12 +26,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
-# inches
-MARGIN, GAP, HEAD, CAPTION, FOOT = 0.45, 0.4, 0.9, 0.6, 0.4
-MIN_WIDTH = 7.6  # of a page, for its title and note
+# inches; text of 10 points can be read on a page that is shown 420 pixels wide
+WIDTH, MARGIN, GAP, LINE = 5.8, 0.2, 0.14, 0.19
+TALLEST = 9.0  # of a panel
 
 INK, MUTED, ACCENT = "#1d2733", "#5f6b78", "#c2452d"
 KEPT, DROPPED = "#cfe1f2", INK
+# of a dropped pixel: black would not be seen on dark parts of a photograph
+HOLE = "#ff3d9a"
+HOLES = "Dropped pixels are 0, and pink here."
 KEEP_RATES = "viridis"
 
 
@@ -57,30 +58,6 @@ def house_style() -> Iterator[None]:
             }
         )
         yield
-
-
-# --- masks -------------------------------------------------------------------------------------------------------
-
-
-def dropout_mask(size: tuple[int, int], keep_prob: float, generator: torch.Generator) -> Tensor:
-    """Draw a mask of Dropout for a map of this size: True where a unit is kept."""
-    return torch.rand(size, generator=generator) < keep_prob
-
-
-def drop_block_mask(
-    size: tuple[int, int],
-    block_size: int | Sequence[int],
-    keep_prob: float,
-    generator: torch.Generator,
-    rate: Rate = "exact",
-) -> Tensor:
-    """Draw a mask of DropBlock for a map of this size: True where a unit is kept."""
-    ones = torch.ones(1, *size)
-    return drop_block2d(ones, block_size, keep_prob=keep_prob, rate=rate, generator=generator)[0] != 0
-
-
-def share_dropped(kept: Tensor) -> float:
-    return 1 - kept.double().mean().item()
 
 
 # --- panels ------------------------------------------------------------------------------------------------------
@@ -128,53 +105,69 @@ def draw_middle_row(axes: Axes, exact: Tensor, paper: Tensor, keep_prob: float) 
     edges = range(width + 1)
     axes.stairs(100 * paper[row].numpy(), edges, baseline=None, color=MUTED, linewidth=1.2, label="γ of the paper")
     axes.stairs(100 * exact[row].numpy(), edges, baseline=None, color=INK, linewidth=2, label="exact γ")
-    axes.axhline(100 * keep_prob, color=ACCENT, linewidth=1.2, linestyle=(0, (4, 2)), label="asked, on average")
+    axes.axhline(100 * keep_prob, color=ACCENT, linewidth=1.2, linestyle=(0, (4, 2)), label="requested, on average")
     axes.set(xlim=(0, width), xlabel="column", ylabel="kept, %")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper center")
     return axes
 
 
-def caption(axes: Axes, name: str, detail: str) -> Axes:
-    """Write a panel's name above it, and a detail in grey below the name."""
-    axes.set_title(name, loc="left", pad=20, fontsize=11, fontweight="bold")
-    axes.annotate(detail, (0, 1), xytext=(0, 6), xycoords="axes fraction", textcoords="offset points", color=MUTED)
+def caption(axes: Axes, name: str, detail: str, lines: int = 1) -> Axes:
+    """Write a panel's name above it, and below the name details in grey, with room for this number of lines."""
+    above = 4 + 12 * lines
+    detail += "\n " * (lines - 1 - detail.count("\n"))  # or matplotlib would place a single line higher
+    axes.set_title(name, loc="left", pad=above + 4, fontsize=11, fontweight="bold")
+    axes.annotate(
+        detail, (0, 1), xytext=(0, above), xycoords="axes fraction", textcoords="offset points", color=MUTED, va="top"
+    )
     return axes
 
 
 # --- pages -------------------------------------------------------------------------------------------------------
 
 
-def ones_page(kept: dict[str, Tensor], title: str, note: str) -> Figure:
-    """Draw masks of shape (H, W) side by side, by name."""
-    figure, grid = _page(title, note, len(kept), len(kept), (3.6, 3.6))
-    for axes, (name, mask) in zip(grid, kept.items(), strict=True):
-        caption(draw_mask(axes, mask), name, f"{percent(share_dropped(mask))} of this map dropped")
+def ones_page(panels: Mapping[str, tuple[Tensor, str]], title: str, note: str) -> Figure:
+    """Draw masks of shape (H, W) and their details side by side, by name."""
+    lines = _lines(panels)
+    figure, grid = _page(title, note, len(panels), len(panels), 1.0, lines=lines)
+    for axes, (name, (mask, detail)) in zip(grid, panels.items(), strict=True):
+        caption(draw_mask(axes, mask), name, detail, lines)
     return figure
 
 
 def photo_page(
-    photo: Tensor, kept: dict[str, Tensor | None], title: str, note: str, *, columns: int, scale: float
+    photo: Tensor,
+    panels: Mapping[str, tuple[Tensor | None, str]],
+    title: str,
+    note: str,
+    *,
+    columns: int,
+    scale: float,
 ) -> Figure:
-    """Draw a photograph under each mask; kept pixels are not multiplied by the layer's scale.
+    """Draw a photograph under each mask, with the colour `HOLE` where it drops; what is kept is not scaled.
 
     Args:
         photo: shape (3, H, W), values in [0, 1].
-        kept: the mask of each panel, of shape (H, W), by name; None shows the photograph whole.
+        panels: the mask of each panel, of shape (H, W), and its details, by name; None shows the photograph whole.
         title: title of the page.
-        note: a line below the title.
+        note: lines below the panels.
         columns: panels in a row.
-        scale: dots of the page per pixel of the photograph.
+        scale: dots of the page per pixel of the photograph, at least.
     """
-    height, width = (scale * side / DPI for side in photo.shape[1:])
-    figure, grid = _page(title, note, len(kept), columns, (width, height))
-    for axes, (name, mask) in zip(grid, kept.items(), strict=True):
-        if mask is None:
-            caption(draw_picture(axes, photo), name, "nothing dropped")
-        else:
-            dropped = f"{percent(share_dropped(mask))} of this picture dropped"
-            caption(draw_picture(axes, photo * mask), name, dropped)
+    from matplotlib.colors import to_rgb
+
+    hole = torch.tensor(to_rgb(HOLE)).view(3, 1, 1)
+    height, width = photo.shape[1:]
+    lines = _lines(panels)
+    figure, grid = _page(title, note, len(panels), columns, height / width, lines=lines, dots=scale * width)
+    for axes, (name, (mask, detail)) in zip(grid, panels.items(), strict=True):
+        caption(draw_picture(axes, photo if mask is None else torch.where(mask, photo, hole)), name, detail, lines)
     return figure
+
+
+def _lines(panels: Mapping[str, tuple[Any, str]]) -> int:
+    """Return the number of lines of the longest detail."""
+    return max(detail.count("\n") + 1 for _, detail in panels.values())
 
 
 def keep_rates_page(size: tuple[int, int], block_size: int, keep_prob: float) -> Figure:
@@ -188,9 +181,10 @@ def keep_rates_page(size: tuple[int, int], block_size: int, keep_prob: float) ->
         "Every block lies whole inside the map, so fewer of them reach a unit near the border: it is kept more often.",
         2,
         2,
-        (3.9, 3.9),
-        gap=1.6,
-        foot=0.75,
+        1.0,
+        width=8.0,
+        gap=1.4,
+        foot=0.5,
     )
     caption(
         draw_keep_rates(left, exact),
@@ -201,7 +195,7 @@ def keep_rates_page(size: tuple[int, int], block_size: int, keep_prob: float) ->
     caption(
         draw_middle_row(right, exact, paper, keep_prob),
         "Along the middle row",
-        f"mean of the map: exact γ {percent(exact.mean().item())}, paper's γ {percent(paper.mean().item())}",
+        f"mean: exact γ {percent(exact.mean().item())}, paper's γ {percent(paper.mean().item())}",
     )
     return figure
 
@@ -211,28 +205,40 @@ def _page(
     note: str,
     panels: int,
     columns: int,
-    panel: tuple[float, float],
+    shape: float,
     *,
+    lines: int = 1,
+    width: float = WIDTH,
     gap: float = GAP,
-    foot: float = FOOT,
+    foot: float = 0.0,
+    dots: float = 0,
 ) -> tuple[Figure, list[Axes]]:
-    """Make a figure with a title, a note, and rows of panels; `panel` is their width and height in inches."""
+    """Make a figure with a title, rows of panels, and a note below them.
+
+    Args:
+        title: a line of at most 45 characters, for the default width.
+        note: lines of at most 65 characters, for the default width.
+        panels: number of panels.
+        columns: panels in a row.
+        shape: height of a panel, as a multiple of its width.
+        lines: lines of detail in a panel's caption.
+        width: inches.
+        gap: inches between columns.
+        foot: inches for the labels of an axis below the panels.
+        dots: least number of dots across a panel.
+    """
     from matplotlib.figure import Figure
 
-    width, height = panel
-    rows = math.ceil(panels / columns)
-    margins = 2 * MARGIN + (columns - 1) * gap
-    width = max(width, (MIN_WIDTH - margins) / columns)
-    page_width = margins + columns * width
-    page_height = HEAD + rows * (CAPTION + height) + (rows - 1) * GAP + foot
-    figure = Figure(figsize=(page_width, page_height))
-    figure.text(MARGIN / page_width, 1 - 0.5 / page_height, title, fontsize=15, fontweight="bold")
-    figure.text(MARGIN / page_width, 1 - 0.78 / page_height, note, color=MUTED)
+    panel = (width - 2 * MARGIN - (columns - 1) * gap) / columns
+    rows, tall = math.ceil(panels / columns), min(TALLEST, panel * shape)
+    head, above, below = 0.24, 0.42 + LINE * lines, 0.12 + LINE * (note.count("\n") + 1)
+    height = MARGIN + head + rows * (above + tall) + foot + below + MARGIN
+    figure = Figure(figsize=(width, height), dpi=max(DPI, dots * shape / tall))
+    figure.text(MARGIN / width, 1 - (MARGIN + 0.18) / height, title, fontsize=13, fontweight="bold")
+    figure.text(MARGIN / width, MARGIN / height, note, color=MUTED, va="bottom", linespacing=1.25)
     grid = []
     for index in range(panels):
         row, column = divmod(index, columns)
-        left = MARGIN + column * (width + gap)
-        bottom = page_height - HEAD - (row + 1) * (CAPTION + height) - row * GAP
-        box = (left / page_width, bottom / page_height, width / page_width, height / page_height)
-        grid.append(figure.add_axes(box))
+        left, bottom = MARGIN + column * (panel + gap), height - MARGIN - head - (row + 1) * (above + tall)
+        grid.append(figure.add_axes((left / width, bottom / height, panel / width, tall / height)))
     return figure, grid

@@ -50,7 +50,8 @@ class Settings:
         rate: `"exact"` or `"paper"`.
         share_channels: one mask for all three colours.
         map_side: units of the feature map along the longer side of the picture.
-        seed: random seed; the same one draws the same mask again.
+        seed: random seed; the same one draws the same mask again. The default is the first that drops 30 %, rounded,
+            of the built-in photograph.
         progress: share of the training that is over, in [0, 1].
         curve: the curve of the schedule, one of `CURVES`.
     """
@@ -61,7 +62,7 @@ class Settings:
     rate: Rate = "exact"
     share_channels: bool = False
     map_side: int = 28
-    seed: int = 0
+    seed: int = 6
     progress: float = 1.0
     curve: str = "linear"
 
