@@ -155,9 +155,9 @@ def test_each_control(visitor):
         now = dataclasses.replace(now, **change)
         wait_for(visitor, now)
         after = visitor.rendered("#stack")
-        check_seen(visitor.rendered("#original img"))
         assert (after != before).any() or not change
         before = after
+    check_seen(visitor.rendered("#original img"))
     assert visitor.noted("schedule") == "After 25 % of the training: 0.5; at the end: 0.5."
 
 
