@@ -145,12 +145,12 @@ class DropBlockNd(nn.Module):
         """Run `forward` with these values of `training` and `inplace` instead of the layer's own."""
         if not training:
             return input
-        keep_prob: float | Tensor = self._keep_prob
-        if torch.compiler.is_compiling():
+        keep_prob: float | Tensor
+        if torch.compiler.is_compiling():  # PyTorch 2.8 would recompile for a float that is only read
             self._keep_prob_at(input.device)
             keep_prob, record = self._keep_prob_tensor, None
         else:
-            record = self.record
+            keep_prob, record = self._keep_prob, self.record
         return drop_laid_out(
             input, self.layout, self._sizes, keep_prob, self.rate, self.share_channels, inplace, record=record
         )
