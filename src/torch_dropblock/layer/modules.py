@@ -189,15 +189,15 @@ class DropBlockNd(nn.Module):
         """Run `forward` with these values of `training` and `inplace` instead of the layer's own."""
         if not training:
             return input
-        keep_prob: float | Tensor = self._keep_prob
+        keep_prob: float | Tensor
         sizes = self._sizes
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # PyTorch 2.8 would recompile for a float that is only read
             self._keep_prob_at(input.device)
             keep_prob, record = self._keep_prob_tensor, None
             if self._own_block is not None:
                 sizes = self._own_block[1]
         else:
-            record = self.record
+            keep_prob, record = self._keep_prob, self.record
         return drop_laid_out(
             input,
             self.layout,
