@@ -163,7 +163,8 @@ def main() -> None:
     page = ROOT / "docs" / "performance.md"
     evidence = ROOT / "docs" / "evidence.md"
     layers_note = f"{machine(layers[0])}; {layers[0]['rounds']} rounds a run"
-    steps_note = f"{machine(steps[0])}; batch {steps[0]['batch']}, images of {steps[0]['side']} pixels, float32, {steps[0]['rounds']} rounds a run"
+    of_step = "batch {batch}, images of {side} pixels, float32, {rounds} rounds a run".format_map(steps[0])
+    steps_note = f"{machine(steps[0])}; {of_step}"
     write(page, "layers", f"{layer_table(layers)}\n\n{layers_note}.")
     compiled = rows_of("compiled-cpu")
     write(

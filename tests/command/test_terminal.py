@@ -1,4 +1,4 @@
-"""What was typed and what is printed, apart from the commands: `test_cli` tries the rest as a user would."""
+"""What was typed and what is printed, apart from the commands; the tests of each command try the rest."""
 
 import io
 
@@ -86,3 +86,12 @@ def test_a_table_fits_whatever_the_width(width, text):
     out = io.StringIO()
     terminal.print_table(Console(file=out, width=width), HEADER, ROWS)
     assert out.getvalue() == text
+
+
+def test_a_reader_that_stops_reading_is_no_error():
+    @terminal.one_line_errors
+    def command():
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):  # for which typer exits silently
+        command()

@@ -36,3 +36,9 @@ def test_the_error_is_the_mean_gap_of_the_diagram():
     assert sum(share for *_, share in bins) == pytest.approx(1)
     gaps = sum(share * abs(confidence - accuracy) for confidence, accuracy, share in bins)
     assert expected_error(probabilities, labels) == pytest.approx(gaps, abs=1e-6)
+
+
+def test_a_bin_of_the_diagram_holds_its_upper_end():
+    probabilities = torch.tensor([[0.8, 0.2], [0.79, 0.21], [0.81, 0.19]], dtype=torch.float64)  # 0.8 is 12 of 15
+    bins = reliability(probabilities, torch.tensor([0, 0, 1]))
+    assert [bin[1:] for bin in bins] == [[1, pytest.approx(2 / 3)], [0, pytest.approx(1 / 3)]]
