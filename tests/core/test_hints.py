@@ -104,7 +104,7 @@ def test_help_shows_the_defaults(capsys):
     out = capsys.readouterr().out
     assert "misplaced" not in out
     assert out.count("keep_prob: 'float' = 0.9") == 2  # of the class and of its __init__
-    assert "drop_block2d(input: 'Tensor', block_size: 'int | Sequence[int]', *, keep_prob:" in " ".join(out.split())
+    assert "drop_block2d(input: 'Tensor', block_size: 'BlockSize', *, keep_prob:" in " ".join(out.split())
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
