@@ -116,10 +116,8 @@ def test_children_end_and_are_forgotten():
 
 
 @pytest.mark.skipif(not distributed.is_gloo_available(), reason="PyTorch was built without gloo")
-@pytest.mark.parametrize(
-    ("number", "codes"),
-    [(signal.SIGTERM, (143, -15)), pytest.param(signal.SIGINT, (130, 130), marks=pytest.mark.sweep)],
-)
+@pytest.mark.sweep
+@pytest.mark.parametrize(("number", "codes"), [(signal.SIGTERM, (143, -15)), (signal.SIGINT, (130, 130))])
 def test_two_processes_that_are_stopped_together_end(tmp_path, number, codes):
     """Lightning's own launch on two nodes: the first one's process claims the runs and writes the results."""
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": studies.free_port()}

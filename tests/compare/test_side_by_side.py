@@ -33,6 +33,7 @@ def _one_thread():
         yield
 
 
+@pytest.mark.sweep
 def test_both_make_the_study_that_one_makes(tmp_path):
     wanted = {"epochs": 1, "limit_train": 50}
     work = study(tmp_path / "both", ["cutout"], 2, save_weights=True, measures=["parts"], **wanted)

@@ -423,6 +423,7 @@ def test_torchruns_two_processes_find_what_one_finds(tmp_path):
     assert min(means) > 0.7
 
 
+@pytest.mark.sweep
 @needs_gloo
 def test_the_processes_that_devices_starts_count_each_image_once(tmp_path):
     """An odd number of them, and with the weights that are saved."""

@@ -188,7 +188,8 @@ def test_keys_are_data_and_draw_nothing():
         assert compilations() <= most
         torch._dynamo.reset()
         counters.clear()
-    for key in (2**64 - 1, np.int64(-7)):
+    numpys = () if torch.__version__ < "2.9" else (np.int64(-7),)  # an earlier compiler makes tensors of them
+    for key in (2**64 - 1, *numpys):
         torch._dynamo.reset()
         assert torch.equal(function(x, key) != 0, drop_block_mask(x.shape, 3, key=key))
     assert torch.equal(compile(lambda x: drop_block_mask(x.shape, 3, key=5))(x), drop_block_mask(x.shape, 3, key=5))

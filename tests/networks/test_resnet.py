@@ -263,10 +263,8 @@ def test_the_backbone_of_a_detector():
     assert len(sites.find(model)) == 36
 
 
-@pytest.mark.parametrize(
-    ("name", "groups"),
-    [("torchvision resnet18", (4,)), *(pytest.param(name, (3, 4), marks=pytest.mark.sweep) for name in RESNET50)],
-)
+@pytest.mark.sweep
+@pytest.mark.parametrize(("name", "groups"), [("torchvision resnet18", (4,)), *((name, (3, 4)) for name in RESNET50)])
 def test_a_schedule_over_20_steps_compiles_once(name, groups):
     model = BUILDERS[name][0]()
     layers = insert_dropblock_resnet(model, block_size=3, groups=groups)
