@@ -58,7 +58,7 @@ def cell(values: Sequence[float], form: str) -> str:
 
 
 def machine(row: Row) -> str:
-    names = ("processor", "threads", "python", "torch", "torchvision", "timm", "triton", "native")
+    names = ("torch-dropblock", "processor", "threads", "python", "torch", "torchvision", "timm", "triton", "native")
     return ", ".join(f"{name} {row[name]}" for name in names if name in row)
 
 
