@@ -197,6 +197,8 @@ def test_errors():
         dropblock_summary(model, (0, 3, 8, 8))
     with pytest.raises(ValueError, match=r"does not run on an input of shape \(1, 4, 8, 8\) \(batch first\)"):
         dropblock_summary(model, (1, 4, 8, 8))
+    with pytest.raises(ValueError, match=r"of shape \(3, 8, 8\) \(batch first, such as \(1, 3, 8, 8\)\)"):
+        dropblock_summary(model, (3, 8, 8))
     assert model.training
     assert not model.drop._forward_hooks
     insert_dropblock(model, "stem.1")

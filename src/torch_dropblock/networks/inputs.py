@@ -125,6 +125,14 @@ class Inputs:
         return Inputs(args, {key: walk(value, False) for key, value in self.kwargs.items()})
 
 
+def does_not_run(tensors: Sequence[Tensor], error: Exception) -> ValueError:
+    """Say on which inputs a model fails; without a batch, the most common mistake, say how the shape begins."""
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    batch = next((f", such as {(1, *shape)}" for shape in shapes if len(shape) == 3), "")
+    named = " and ".join(map(str, shapes))
+    return ValueError(f"the model does not run on an input of shape {named} (batch first{batch}): {error}")
+
+
 def _is_shape(value: object) -> bool:
     """Return True for a sequence that begins with a number, even one that is no size: its check explains."""
     return isinstance(value, Sequence) and not isinstance(value, str) and bool(value) and isinstance(value[0], Number)

@@ -18,7 +18,7 @@ from torch import nn
 from ..core.geometry import Size
 from ..layer.layouts import Layout, size_of, square_grid
 from . import maps, raster
-from .inputs import Inputs, InputSize
+from .inputs import Inputs, InputSize, does_not_run
 from .traces import Copy, Trace
 
 # class and register tokens before those of a grid; a vision transformer has 0 to 8
@@ -108,8 +108,7 @@ def _first_run(model: nn.Module, inputs: Inputs) -> tuple[Copy, Trace]:
     try:
         return real, real.run(inputs)
     except Exception as error:
-        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors)
-        raise ValueError(f"the model does not run on an input of shape {shapes} (batch first): {error}") from error
+        raise does_not_run(inputs.tensors, error) from error
 
 
 def _runs_of_sides(runner: Copy, inputs: Inputs, dims: int, partly: bool) -> list[Trace]:

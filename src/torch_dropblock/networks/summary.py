@@ -17,6 +17,7 @@ from ..core import checks, geometry
 from ..core.geometry import Size
 from ..core.hints import hinted
 from . import maps, modes, notices, sites, summary_table
+from .inputs import does_not_run
 
 COLUMNS = ("after module", "map", "block", "keep_prob", "target", "γ", "drops", "mode", "ran", "check")
 WORDS = {"after module", "mode", "ran", "check"}
@@ -244,8 +245,7 @@ def _run(model: nn.Module, inputs: list[Tensor]) -> None:
             else:
                 model(*inputs)
     except Exception as error:
-        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
-        raise ValueError(f"the model does not run on an input of shape {shapes} (batch first): {error}") from error
+        raise does_not_run(inputs, error) from error
 
 
 def _notes(rows: Sequence[Row]) -> Iterator[str]:
