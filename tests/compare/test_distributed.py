@@ -24,6 +24,7 @@ def test_impossible_machines_are_refused(name):
         Machine(**{name: -1})
 
 
+@pytest.mark.sweep
 def test_processes_that_do_not_train_together_share_the_runs(tmp_path):
     """As with `srun` or in a pod, where each is told a rank: this one, and another of rank 1, which begins."""
     command = studies.arguments(tmp_path, "cutout", epochs=1, seeds=2)
