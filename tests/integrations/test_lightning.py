@@ -635,6 +635,7 @@ def ranks(request, tmp_path_factory):
     return [json.loads((path / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.sweep
 def test_ranks_that_are_seeded_alike_draw_other_masks_from_the_first_batch_on(ranks):
     first, second = (rank["constant"]["masks"] for rank in ranks)
     assert len(first) == 4
@@ -642,6 +643,7 @@ def test_ranks_that_are_seeded_alike_draw_other_masks_from_the_first_batch_on(ra
     assert len(set(masks)) == 8
 
 
+@pytest.mark.sweep
 def test_ranks_have_the_same_strength_and_the_same_weights(ranks):
     first, second = (rank["whole"] for rank in ranks)
     assert first["keep_probs"] == second["keep_probs"] == pytest.approx([1, 0.925, 0.85, 0.775])
@@ -649,6 +651,7 @@ def test_ranks_have_the_same_strength_and_the_same_weights(ranks):
     assert sorted(first["samples"][:4] + second["samples"][:4]) == list(range(8))
 
 
+@pytest.mark.sweep
 def test_ranks_stay_alike_outside_of_training_batches(ranks):
     """A sampler without a seed of its own deals out the data only while they are."""
     first, second = (rank["sampler"] for rank in ranks)
@@ -657,6 +660,7 @@ def test_ranks_stay_alike_outside_of_training_batches(ranks):
     assert sorted(first["samples"][4:] + second["samples"][4:]) == list(range(8))
 
 
+@pytest.mark.sweep
 def test_each_rank_goes_on_from_a_checkpoint_with_its_own_masks(ranks):
     for rank in ranks:
         whole, resumed = rank["whole"], rank["resumed"]
