@@ -28,6 +28,13 @@ def test_rows_of_a_case():
         assert row.rounds == 3
 
 
+def test_units_of_a_row(monkeypatch):
+    monkeypatch.setattr(bench, "take_turns", lambda steps, rounds, device: {PRODUCT: [1e-3, 3e-3], OURS: [4e-3, 6e-3]})
+    product, ours = bench.measure(SMALL, rounds=3, names=(PRODUCT, OURS))
+    assert (product.median_us, ours.median_us, ours.ratio) == pytest.approx((2000, 5000, 3))
+    assert ours.gigabytes_per_second == pytest.approx(4 * 4 * 4 * 8 * 14 * 14 / 5e-3 / 1e9)  # 4 passes of float32
+
+
 @pytest.mark.parametrize("shape", [(4, 8, 50), (2, 3, 6, 7, 8)])
 def test_maps_of_other_dimensions_have_ours_and_dropout(shape):
     python = [] if native.LIBRARY is None else [PYTHON]

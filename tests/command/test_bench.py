@@ -97,3 +97,12 @@ def test_the_largest_table_fits_in_80_columns(on_cpu):
 )
 def test_bench_refuses_before_it_measures(arguments, words):
     assert words in complaint("bench", *arguments)
+
+
+@pytest.mark.parametrize(("spread", "marked"), [(0.19, False), (0.21, True)])
+def test_an_unstable_baseline_is_marked(monkeypatch, spread, marked):
+    monkeypatch.setattr(bench, "spread", lambda times: spread)
+    code, out, _ = call("bench", "-s", "2x3x14x14", "--rounds", "3", "--mode", "eager", "--dtype", "float32")
+    assert code == 0
+    assert ("?: the baseline varied by more than 20 %" in " ".join(out.split())) == marked
+    assert bool(re.search(r"\d\?", out)) == marked
