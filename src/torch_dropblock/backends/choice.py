@@ -164,8 +164,7 @@ def backend_report(
         >>> report.reasons["triton"]  # doctest: +SKIP
         'it runs on CUDA devices, and the input is on cpu'
     """
-    if dims not in (1, 2, 3):
-        raise ValueError(f"dims must be 1, 2 or 3, got {dims!r}")
+    checks.spatial_dims(dims)
     input = checks.feature_map(input, dims)
     size = checks.block_size(block_size, dims)
     checks.probability("keep_prob", keep_prob)

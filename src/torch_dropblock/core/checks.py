@@ -98,6 +98,14 @@ def whole_number(name: str, value: object, at_least: int) -> int:
     return number
 
 
+def spatial_dims(value: object) -> int:
+    """Check the argument `dims`, the number of dimensions of a map."""
+    number = whole_number("dims", value, at_least=1)
+    if number > 3:
+        raise ValueError(f"dims must be 1, 2 or 3, got {shown(value)}")
+    return number
+
+
 def _is_int(value: object) -> bool:
     """Return True for an integer, NumPy's included, but not for a bool, which is usually a mistake."""
     if isinstance(value, (bool, Tensor)):

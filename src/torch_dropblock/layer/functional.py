@@ -199,8 +199,7 @@ def drop_block_mask(
         >>> torch.equal(drop_block2d(x, 7, keep_prob=0.9, key=42) != 0, kept)
         True
     """
-    if checks.whole_number("dims", dims, at_least=1) not in DROP_BLOCK:
-        raise ValueError(f"dims must be 1, 2 or 3, got {dims!r}")
+    checks.spatial_dims(dims)
     size = checks.sizes("shape", shape)
     if len(size) not in (dims + 1, dims + 2):
         raise ValueError(f"shape must have {dims + 1} or {dims + 2} dimensions, got {size}")

@@ -206,10 +206,8 @@ class DropBlockNd(nn.Module):
             self.rate,
             self.share_channels,
             inplace,
-            None,
-            None,
-            record,
-            self._variant,
+            record=record,
+            variant=self._variant,
         )
 
     def extra_repr(self) -> str:

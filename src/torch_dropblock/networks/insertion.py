@@ -88,8 +88,7 @@ def insert_dropblock(
         {'3': DropBlock2d(block_size=5, keep_prob=0.9, rate='exact', share_channels=False, inplace=False)}
     """
     sites.refuse_wrapped(model, "insert")
-    if checks.whole_number("dims", dims, at_least=1) not in LAYERS:
-        raise ValueError(f"dims must be 1, 2 or 3, got {dims!r}")
+    checks.spatial_dims(dims)
     keep_prob = checks.probability("keep_prob", keep_prob)
 
     def layer() -> DropBlockNd:

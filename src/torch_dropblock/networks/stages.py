@@ -112,8 +112,7 @@ def insert_dropblock_stages(
         "with_noise": with_noise,
         "inplace": inplace,
     }
-    if checks.whole_number("dims", dims, at_least=1) not in LAYERS:
-        raise ValueError(f"dims must be 1, 2 or 3, got {dims!r}")
+    checks.spatial_dims(dims)
     checks.whole_number("stages", stages, at_least=1)
     checks.flag("dry_run", dry_run)
     if where not in KINDS:
