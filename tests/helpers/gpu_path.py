@@ -39,6 +39,32 @@ def on_gpu(function):
 # --- drawing -----------------------------------------------------------------------------------------------------
 
 
+# ragged, planes smaller than a word, of many words, block = map, block 1, block larger than a word, long rows
+GEOMETRY = [
+    ((8, 16), (28, 28), (7, 7), 0.9),
+    ((4, 6), (9, 11), (3, 4), 0.5),
+    ((4, 6), (7, 7), (7, 7), 0.5),
+    ((3, 5), (6, 8, 7), (3, 3, 3), 0.8),
+    ((2, 3), (9, 10, 11), (9, 2, 10), 0.6),
+    ((64,), (100,), (9,), 0.9),
+    ((3, 7), (1000,), (200,), 0.8),
+    ((2, 3), (40, 70), (20, 41), 0.7),
+    ((2, 3), (31, 33), (3, 3), 1 - 1e-9),
+    ((2, 65), (1, 1), (1, 1), 0.5),
+    ((1, 2), (64, 64), (64, 1), 0.9),
+    ((1, 1), (1, 2), (1, 1), 0.5),
+    ((2, 3, 4), (6, 6), (2, 3), 0.8),
+    # planes that make several streams, the last one shorter, and of the greatest length
+    ((1, 1), (200, 300), (7, 7), 0.9),
+    ((2, 3), (5000,), (3,), 0.8),
+    ((1, 1), (400, 400), (60, 60), 0.9),
+    # numbers of seeds that are the sum of several, and no seed at all
+    ((2, 3), (5, 5), (1, 1), 0.1),
+    ((2, 3), (9, 9), (3, 3), 1e-3),
+    ((2, 3), (9, 9), (3, 3), 1.0),
+]
+
+
 def new_key():
     return draw_key(DEVICE, None)
 
@@ -103,3 +129,22 @@ def compiles(variants, check=lambda ptx, *variant: None):
             check(built.asm["ptx"], *variant)
 
     return test
+
+
+# arguments of the kernels that draw
+POINTERS = {"words": "*i64", "scratch": "*i64", "counted": "*i64", "scale": "*fp64", "key": "*i64"}
+POINTERS |= {"table": "*fp64", "copy": "*fp64"}
+
+
+def no_float_is_added(ptx, function, types, constants, options):
+    """So none is fused; the scale is the one quotient, and a place is the high end of a product of 64 bits."""
+    assert not any(f"{operation}." in line for line in lines_of(ptx, "f64") for operation in ("fma", "add", "sub"))
+    divisions = [line.split()[0] for line in lines_of(ptx, "f64") if line.startswith(("div", "rcp"))]
+    assert divisions == ["div.rn.f64"] * constants["COUNT"]
+    words = [line.split()[-1] for line in lines_of(ptx, "shr.u64")]
+    assert "17;" in words
+    assert "47;" in words
+
+
+def lines_of(ptx, word):
+    return [line.strip() for line in ptx.splitlines() if word in line]

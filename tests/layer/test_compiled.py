@@ -5,8 +5,6 @@ backend `aot_eager`, which traces and splits the same graphs in a tenth of the t
 """
 
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -27,10 +25,9 @@ from torch_dropblock import (
     drop_block_mask,
 )
 from torch_dropblock.backends import sparse
-from torch_dropblock.core import geometry, noise
+from torch_dropblock.core import geometry
 from torch_dropblock.core.blocks import Blocks
 from torch_dropblock.core.seeds import draw_seeds, table_of
-from torch_dropblock.layer import compiled
 
 # torch's own compiler uses things that torch deprecates
 pytestmark = [
@@ -308,59 +305,14 @@ def test_scaling_and_zeroing_are_fused_with_their_neighbours(memory_format):
             assert neighbour in name
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_only_the_key_and_two_numbers_are_saved_for_the_backward_pass(backend):
-    function = compile(DropBlock2d(7), backend)
+def test_only_the_key_and_two_numbers_are_saved_for_the_backward_pass():
+    function = compile(DropBlock2d(7), "inductor")  # `aot_eager` of PyTorch before 2.14 keeps masks
     saved = []
     x = torch.rand(16, 64, 28, 28, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         function(x)
     assert saved
     assert sum(tensor.nbytes for tensor in saved) <= 24
-
-
-@pytest.mark.parametrize(
-    ("lead", "size", "block", "share_channels", "channels_last"),
-    [
-        ([4, 8], [20, 20], [5, 5], False, False),
-        ([4, 8], [20, 20], [5, 5], True, True),
-        ([4, 8], [20, 20], [50, 3], False, True),
-        ([8], [30], [4], True, False),
-        ([2, 3], [5, 6, 7], [2, 2, 2], False, True),
-        ([0, 8], [20, 20], [5, 5], False, False),
-        ([4, 8], [20, 0], [5, 5], True, False),
-    ],
-)
-@pytest.mark.parametrize("keep_prob", [0.0, 0.9, 1.0])
-def test_operators_are_what_they_say(lead, size, block, share_channels, channels_last, keep_prob):
-    arguments = (
-        torch.tensor(7),
-        torch.tensor(keep_prob, dtype=torch.float64),
-        *(lead, size, block, "exact", share_channels, channels_last),
-    )
-    mask, scale, table = compiled.draw(*arguments)
-    if keep_prob == 0.9:
-        torch.library.opcheck(compiled.draw, arguments)
-    for kept in (table, None):
-        again = *arguments[:2], kept, *arguments[2:]
-        if keep_prob == 0.9:
-            torch.library.opcheck(compiled.redraw, again)
-        assert torch.equal(mask, compiled.redraw(*again))
-    assert mask.dtype == torch.int32
-    dropped = compiled.Draw(*arguments[2:]).dropped(mask)
-    if dropped.numel():
-        kept = (~dropped).sum().item()
-        assert scale.item() == (dropped.numel() / kept if kept else 0.0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(), (0, 3), (2, 3, 5)])
-def test_the_operator_of_noise(shape, dtype):
-    arguments = torch.tensor(7), shape, dtype
-    torch.library.opcheck(compiled.normal, arguments)
-    assert torch.equal(compiled.normal(*arguments), noise.normal(*arguments))
-    mapped = vmap(lambda key: compiled.normal(key, shape, dtype))(torch.tensor([1, 7]))
-    assert torch.equal(mapped[1], noise.normal(*arguments))
 
 
 @pytest.mark.parametrize("randomness", ["same", "different"])
@@ -402,24 +354,3 @@ def test_a_bad_input_is_named():
         torch.compile(DropBlock2d(3), backend="eager")(torch.ones(8, 8))
     with pytest.raises(ValueError, match="leaf"):
         torch.compile(DropBlock2d(3, inplace=True), backend="eager")(torch.ones(2, 3, 8, 8, requires_grad=True))
-
-
-def test_the_package_may_be_imported_again():
-    """As by tools that reload what was edited: operators are there once in a process."""
-    program = (
-        "import importlib, sys, torch, torch_dropblock\n"
-        "from torch_dropblock.layer import compiled\n"
-        "importlib.reload(compiled)\n"
-        "for name in [name for name in sys.modules if name.startswith('torch_dropblock')]: del sys.modules[name]\n"
-        "import torch_dropblock\n"
-        "function = torch.compile(torch_dropblock.DropBlock2d(3, keep_prob=0.5), backend='eager', fullgraph=True)\n"
-        "assert 0 < (function(torch.ones(8, 8, 9, 9)) == 0).float().mean() < 1\n"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
-
-
-def test_keep_prob_is_not_mapped_over():
-    shape = ([4, 8], [9, 9], [3, 3], "exact", False, False)
-    function = vmap(lambda key, keep_prob: compiled.draw(key, keep_prob, *shape)[0])
-    with pytest.raises(ValueError, match="keep_prob cannot be mapped over"):
-        function(torch.arange(2), torch.tensor([0.5, 0.9], dtype=torch.float64))

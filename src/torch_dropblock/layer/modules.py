@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from ..core import checks, geometry
 from ..core.checks import BlockSize, Rate
 from ..core.geometry import Size
 from ..core.hints import hinted
-from . import layouts, variants
+from . import layouts, operators, variants
 from .functional import drop_laid_out
 from .layouts import Layout
 from .record import Record
@@ -121,7 +121,8 @@ class DropBlockNd(nn.Module):
         # Compiled code reads keep_prob from this tensor:
         # - a float would recompile for each new value;
         # - it is not a buffer, so `half()` does not round it, DDP does not broadcast it, and it is not saved;
-        # - it is replaced, not filled, so that a pending backward pass sees the value of its forward pass;
+        # - it is replaced, not filled, so that a pending backward pass sees the value of its forward pass; but on a GPU
+        #   it keeps its address, which CUDA graphs remember, and the backward pass has a table;
         # - it has one dimension, since the compiler first tries a tensor of no dimensions as a float and starts again;
         # - it is on the CPU unless γ is solved on the layer's device: CUDA graphs read CPU values only once;
         # - it has the entries of a growing block too, which the host needs, so that they are no constants either.
@@ -130,10 +131,13 @@ class DropBlockNd(nn.Module):
         elif device is None:
             device = self._keep_prob_tensor.device if hasattr(self, "_keep_prob_tensor") else torch.device("cpu")
         with torch.inference_mode(False):
+            tensor = getattr(self, "_keep_prob_tensor", None)
             if self._own_block:
                 tensor = torch.tensor([value, *self._sizes], dtype=torch.float64, device=device)
+            elif device.type == "cpu" or not _is_plain(tensor, device):
+                tensor = operators.note(torch.full((1,), value, dtype=torch.float64, device=device), value)
             else:
-                tensor = torch.full((1,), value, dtype=torch.float64, device=device)
+                operators.note(tensor.fill_(value), value)
             self._keep_prob_tensor = tensor
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -172,7 +176,8 @@ class DropBlockNd(nn.Module):
         An inserted layer is not a member of the model, so `model.cuda()` does not move it.
         """
         there = device if choice.solves_gamma(device) and not self._own_block else torch.device("cpu")
-        if self._keep_prob_tensor.device != there:
+        noted = self._own_block or operators.noted(self._keep_prob_tensor) is not None  # not that of a copied layer
+        if self._keep_prob_tensor.device != there or not noted:
             with unset_fake_temporarily():
                 self._set_keep_prob(self._keep_prob, there)
         return str(there)
@@ -219,6 +224,11 @@ class DropBlockNd(nn.Module):
         defaults = {**Variant._field_defaults, "layout": "channels_first"}
         names += [name for name, default in defaults.items() if getattr(self, name) != default]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+
+def _is_plain(tensor: Any, device: torch.device) -> TypeGuard[Tensor]:
+    """Return True for a tensor of one dimension on this device that may be written."""
+    return type(tensor) is Tensor and tensor.device == device and tensor.numel() == 1 and not tensor.is_inference()
 
 
 class DropBlock1d(DropBlockNd):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.keys import as_tensor, device_for_keys, draw_key
-from . import compiled, tracing
+from . import operators, tracing
 
 
 class Variant(NamedTuple):
@@ -71,7 +71,7 @@ def apply(
     if variant.with_noise:
         key = draw_key(input.device, generator) if key is None else key  # after the mask's, which so stays the same
         key = as_tensor(key, device_for_keys(input.device))
-        fill = compiled.normal(key, ones.shape, op).to(input.device, input.dtype)
+        fill = operators.normal(key, ones.shape, op).to(input.device, input.dtype)
     kept = (input.to(op) * factor).to(input.dtype) if variant.scale_by_keep else input
     output = torch.where(dropped, fill, kept)
     return input.copy_(output) if inplace else output

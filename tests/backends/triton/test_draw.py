@@ -5,51 +5,31 @@ import torch
 
 from helpers.gpu_path import (
     DEVICE,
+    GEOMETRY,
     MARKS,
+    POINTERS,
     assert_is_that_of_the_oracle,
     compiles,
     integers,
     launch,
     new_key,
+    no_float_is_added,
     runs,
     some_blocks,
 )
 from torch_dropblock import keep_rate_map, seed_probability
 from torch_dropblock.backends.triton import plan as triton_plan
+from torch_dropblock.backends.triton import reserve
 from torch_dropblock.core.blocks import Blocks
 from torch_dropblock.core.seeds import MOST_LAM, TABLE, poisson_table
 
 tl = pytest.importorskip("triton.language")
 triton_draw = pytest.importorskip("torch_dropblock.backends.triton.draw")
+triton_draw_channels = pytest.importorskip("torch_dropblock.backends.triton.draw_channels")
 pytestmark = MARKS
 
 
 # --- the oracle --------------------------------------------------------------------------------------------------
-
-# ragged, planes smaller than a word, of many words, block = map, block 1, block larger than a word, long rows
-GEOMETRY = [
-    ((8, 16), (28, 28), (7, 7), 0.9),
-    ((4, 6), (9, 11), (3, 4), 0.5),
-    ((4, 6), (7, 7), (7, 7), 0.5),
-    ((3, 5), (6, 8, 7), (3, 3, 3), 0.8),
-    ((2, 3), (9, 10, 11), (9, 2, 10), 0.6),
-    ((64,), (100,), (9,), 0.9),
-    ((3, 7), (1000,), (200,), 0.8),
-    ((2, 3), (40, 70), (20, 41), 0.7),
-    ((2, 3), (31, 33), (3, 3), 1 - 1e-9),
-    ((2, 65), (1, 1), (1, 1), 0.5),
-    ((1, 2), (64, 64), (64, 1), 0.9),
-    ((1, 1), (1, 2), (1, 1), 0.5),
-    ((2, 3, 4), (6, 6), (2, 3), 0.8),
-    # planes that make several streams, the last one shorter, and of the greatest length
-    ((1, 1), (200, 300), (7, 7), 0.9),
-    ((2, 3), (5000,), (3,), 0.8),
-    ((1, 1), (400, 400), (60, 60), 0.9),
-    # numbers of seeds that are the sum of several, and no seed at all
-    ((2, 3), (5, 5), (1, 1), 0.1),
-    ((2, 3), (9, 9), (3, 3), 1e-3),
-    ((2, 3), (9, 9), (3, 3), 1.0),
-]
 
 
 @runs
@@ -109,7 +89,7 @@ def test_a_scale_that_is_known_is_not_counted_again():
 
 @runs
 def test_every_call_finds_its_counter_at_0():
-    for _ in range(launch.COUNTERS + 1):
+    for _ in range(reserve.COUNTERS + 1):
         counter = launch._counter(DEVICE)
     key, (blocks, table) = new_key(), some_blocks((2, 5), (9, 9), (3, 3))
     assert len({launch.draw(key, blocks, table).scale.item() for _ in range(3)}) == 1
@@ -133,7 +113,6 @@ def test_the_share_that_was_asked_for_is_dropped_at_every_position(size, block, 
 
 # --- the compiler, without a GPU ---------------------------------------------------------------------------------
 
-POINTERS = {"words": "*i64", "scratch": "*i64", "counted": "*i64", "scale": "*fp64", "key": "*i64", "table": "*fp64"}
 ONE_CHUNK = Blocks.of((64, 256), (28, 28), (7, 7), False)
 WIDE = Blocks.of((300,), (512, 512, 512), (512, 512, 512), False)
 
@@ -145,24 +124,15 @@ def variants():
         plan = triton_plan.plan_of(blocks, how.words)
         assert plan.one_chunk == (blocks is ONE_CHUNK)
         assert plan.wide == (blocks is WIDE)
-        constants = {"COUNT": count, "ONE_CHUNK": plan.one_chunk, "UNIT": tl.int64 if plan.wide else tl.int32}
+        constants = {
+            "COUNT": count,
+            "COPY": count,
+            "ONE_CHUNK": plan.one_chunk,
+            "UNIT": tl.int64 if plan.wide else tl.int32,
+        }
         constants |= {"STREAMS": how.streams, "DRAWS": how.draws, "CHUNK": plan.chunk, "TABLE": TABLE}
         warps = how.streams * how.draws // 32
         yield triton_draw.draw, POINTERS | integers(plan.parameters), constants, {"num_warps": warps}
-
-
-def no_float_is_added(ptx, function, types, constants, options):
-    """So none is fused; the scale is the one quotient, and a place is the high end of a product of 64 bits."""
-    assert not any(f"{operation}." in line for line in lines_of(ptx, "f64") for operation in ("fma", "add", "sub"))
-    divisions = [line.split()[0] for line in lines_of(ptx, "f64") if line.startswith(("div", "rcp"))]
-    assert divisions == ["div.rn.f64"] * constants["COUNT"]
-    words = [line.split()[-1] for line in lines_of(ptx, "shr.u64")]
-    assert "17;" in words
-    assert "47;" in words
-
-
-def lines_of(ptx, word):
-    return [line.strip() for line in ptx.splitlines() if word in line]
 
 
 test_every_kernel_compiles = compiles(variants, no_float_is_added)

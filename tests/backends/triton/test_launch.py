@@ -3,6 +3,8 @@
 import itertools
 import math
 import re
+import subprocess
+import sys
 import timeit
 
 import pytest
@@ -18,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from helpers.gpu_path import (
     DEVICE,
     DTYPES,
+    HAS_GPU,
     INTERPRETED,
     MARKS,
     assert_is_that_of_the_oracle,
@@ -32,7 +35,7 @@ from torch_dropblock import DropBlock2d, drop_block1d, drop_block2d, drop_block3
 from torch_dropblock.core import reference
 from torch_dropblock.core.blocks import Blocks
 from torch_dropblock.core.seeds import TABLE
-from torch_dropblock.layer import compiled
+from torch_dropblock.layer import compiled, operators
 from torch_dropblock.layer.eager import ApplyBlocks, Call, drop
 
 pytestmark = MARKS
@@ -334,6 +337,32 @@ def test_two_launches_and_a_few_allocations_in_each_direction(launches, share_ch
     print(f"{took * 1e6:.0f} µs of the host, forward and backward together, without the launches")
 
 
+@pytest.mark.usefixtures("on_triton")
+@runs
+@pytest.mark.parametrize(
+    ("channels_last", "size", "kernels"),
+    [
+        (False, (14, 14), ["draw"]),
+        (True, (14, 14), ["draw_channels"]),
+        (True, (65, 65), ["draw", "channels_inside"]),  # a plane is too large for one program
+    ],
+)
+def test_launches_of_the_operators_of_compiled_code(launches, channels_last, size, kernels):
+    """Beside them, the compiler launches the key, and one kernel in each direction if nothing is beside the layer."""
+    key, keep_prob = new_key(), torch.tensor([0.9], dtype=torch.float64, device=DEVICE)
+    arguments = [4, 8], list(size), [3, 3], "exact", False, channels_last, "triton"
+    with Watch():
+        mask, _, table = operators.draw(key, keep_prob, *arguments)
+    assert launches == ["solve"] * HAS_GPU + kernels
+    launches.clear()
+    again = operators.redraw(key, *operators.needed_again(keep_prob, table, "triton"), *arguments)
+    assert launches == kernels
+    assert mask.shape == again.shape
+    launches.clear()
+    operators.draw(key, operators.note(keep_prob, 0.9), *arguments)  # as a layer does
+    assert launches == kernels
+
+
 @runs
 def test_solving_on_the_device_is_one_launch_that_nobody_waits_for(launches):
     with Watch() as seen:
@@ -378,15 +407,17 @@ def test_operators_are_what_they_say(lead, size, block, share_channels, channels
         torch.tensor(keep_prob, dtype=torch.float64),
         *(lead, size, block, "exact", share_channels, channels_last, "triton"),
     )
-    mask, scale, table = compiled.draw(*arguments)
+    mask, scale, table = operators.draw(*arguments)
     again = *arguments[:2], table, *arguments[2:]
     if keep_prob == 0.9:
-        torch.library.opcheck(compiled.draw, arguments, test_utils=CHECKS)
-        torch.library.opcheck(compiled.redraw, again, test_utils=CHECKS)
-    assert torch.equal(mask, compiled.redraw(*again))
+        torch.library.opcheck(operators.draw, arguments, test_utils=CHECKS)
+        torch.library.opcheck(operators.redraw, again, test_utils=CHECKS)
+    assert torch.equal(mask, operators.redraw(*again))
+    if keep_prob:
+        assert torch.equal(mask, operators.redraw(arguments[0], None, *again[2:]))
     if 0 in lead:
         return
-    dropped = compiled.Draw(*arguments[2:]).dropped(mask)
+    dropped = operators.Draw(*arguments[2:]).dropped(mask)
     if keep_prob == 0.0:
         assert dropped.all()
         return
@@ -456,7 +487,7 @@ def test_a_compiled_layer_takes_the_path_that_was_asked_for(monkeypatch):
     draw = launch.draw
     monkeypatch.setattr(launch, "draw", lambda *given, **more: drawn.append(given) or draw(*given, **more))
     layer = DropBlock2d(3, keep_prob=0.5)
-    function = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    function = torch.compile(layer, fullgraph=True)  # `aot_eager` of PyTorch before 2.14 keeps masks
     # a mask of about as many bytes as the table, the compiler would keep
     x = torch.ones(32, 8, 24, 24, device=DEVICE, requires_grad=True)
     y = function(x)
@@ -468,6 +499,19 @@ def test_a_compiled_layer_takes_the_path_that_was_asked_for(monkeypatch):
     with use_backend("sparse"):
         function(x)
     assert len(drawn) == 4, "compiled code keeps its path"
+
+
+@runs
+@pytest.mark.usefixtures("on_triton")
+def test_a_backward_pass_that_has_the_table_alone(monkeypatch):
+    """As on a GPU, where a new keep_prob is written to the same memory."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(operators, "needed_again", lambda keep_prob, table, backend: (None, table))
+    function = torch.compile(DropBlock2d(3, keep_prob=0.5), backend="aot_eager", fullgraph=True)
+    x = torch.ones(4, 8, 24, 24, device=DEVICE, requires_grad=True)
+    y = function(x)
+    y.sum().backward()
+    assert torch.equal(x.grad, y)
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="reads the code that is generated for a CPU")
@@ -558,6 +602,35 @@ def test_compiled_training_with_a_schedule(mode, inserted):
 
 
 @on_gpu
+@pytest.mark.parametrize("function", ["DropBlock2d(7)", "lambda x: drop_block2d(x, 7)"])
+def test_the_first_call_of_a_process_may_be_that_of_a_cuda_graph(function):
+    """PyTorch refuses tensors that stay in the pool of that call."""
+    lines = (
+        "import torch",
+        "from torch_dropblock import DropBlock2d, drop_block2d",
+        f"function = torch.compile({function}, mode='reduce-overhead')",
+        "x = torch.ones(4, 8, 28, 28, device='cuda', requires_grad=True)",
+        "for _ in range(4):",
+        "    torch.compiler.cudagraph_mark_step_begin()",
+        "    y = function(x)",
+        "    (gradient,) = torch.autograd.grad(y.sum(), x)",
+        "    assert torch.equal(gradient, y), (gradient, y)",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
+@on_gpu
+def test_a_note_is_as_good_as_the_value_on_the_device():
+    key, keep_prob = new_key(), torch.tensor([0.9], dtype=torch.float64, device=DEVICE)
+    arguments = [4, 64], [14, 14], [7, 7], "exact", False, True, "triton"
+    solved = operators.draw(key, keep_prob, *arguments)
+    noted = operators.draw(key, operators.note(keep_prob, 0.9), *arguments)
+    assert all(map(torch.equal, noted, solved))
+    assert torch.equal(operators.redraw(key, None, noted[2], *arguments), solved[0])
+
+
+@on_gpu
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_code_of_dynamic_sizes_has_the_mask_of_a_laptop(dynamic, memory_format):
@@ -565,6 +638,55 @@ def test_compiled_code_of_dynamic_sizes_has_the_mask_of_a_laptop(dynamic, memory
     function = torch.compile(lambda x: drop_block2d(x, 7, key=42), fullgraph=True, dynamic=dynamic)
     x = torch.ones(4, 64, 9, 7).to(memory_format=memory_format)
     assert torch.equal(function(x.cuda()).cpu(), drop_block2d(x, 7, key=42))
+
+
+@on_gpu
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"share_batch": True},
+        {"scale_by_keep": False},
+        {"with_noise": True},
+        {"share_batch": True, "scale_by_keep": False, "with_noise": True, "share_channels": True},
+    ],
+    ids=str,
+)
+def test_options_have_the_mask_and_the_noise_of_a_laptop(options, is_compiled, memory_format):
+    torch._dynamo.reset()
+
+    def function(x):
+        return drop_block2d(x, 7, keep_prob=0.8, key=42, **options)
+
+    x = (torch.rand(8, 64, 14, 14) + 1).to(memory_format=memory_format).requires_grad_()
+    there = x.detach().cuda().requires_grad_()
+    expected = function(x)
+    expected.sum().backward()
+    y = (torch.compile(function, fullgraph=True) if is_compiled else function)(there)
+    y.sum().backward()
+    torch.testing.assert_close(y.cpu(), expected, rtol=1e-4, atol=1e-4)  # logarithms differ in their last bits
+    torch.testing.assert_close(there.grad.cpu(), x.grad)
+
+
+@on_gpu
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_growing_blocks_in_compiled_code(mode):
+    torch._dynamo.reset()
+    layer = DropBlock2d(7, keep_prob=0.7).cuda()
+    function = torch.compile(layer, mode=mode, fullgraph=True)
+    for strength in (0.2, 0.5, 1.0):
+        layer.set_strength(strength, grow_block=True)
+        block = layer.block_size
+        y = function(torch.ones(64, 64, 28, 28, device="cuda"))
+        assert (y == 0).float().mean().item() == pytest.approx(1 - layer.keep_prob, abs=0.01)
+        # every zero belongs to a whole block of zeros, and some blocks are no larger
+        seeds = torch.nn.functional.max_pool2d(y, block, stride=1) == 0
+        pad = torch.nn.functional.pad(seeds.half(), (block - 1,) * 4)
+        assert torch.equal(torch.nn.functional.max_pool2d(pad, block, stride=1) == 1, y == 0)
+        larger = torch.nn.functional.max_pool2d(y, block + 1, stride=1) == 0
+        assert larger.sum() < seeds.sum() / 2
 
 
 @on_gpu

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...core.blocks import Blocks
 from ...core.geometry import Size
 from ...core.keys import Key
+from . import reserve
 
 
 @lru_cache(maxsize=1)
@@ -60,23 +61,34 @@ def drop(input: Tensor, output: Tensor, key: Key, blocks: Blocks, table: Tensor,
     return counted
 
 
+def prepare(device: torch.device) -> None:
+    """Reserve the memory that calls on a device keep, if this backend serves it."""
+    if device.type == "cuda" and torch.cuda.is_available() and why_not_on(device) is None:
+        reserve.of(device)
+
+
 def on(device: torch.device, table: Tensor) -> Tensor:
     """Return the table on a device; it is copied there once for each stream, since streams run at the same time."""
     if table.device == device:
         return table
     # kept by the table itself, so that they end with it
     copies: dict[Any, Tensor] = vars(table).setdefault("copies", {})
-    stream = device.index, torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else None
-    if stream not in copies:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    stream = torch._C._cuda_getCurrentRawStream(device.index)
+    if (device.index, stream) not in copies:
+        if torch.cuda.is_current_stream_capturing():
             return _in_graph(device, table, copies)
-        copies[stream] = table.to(device, non_blocking=True)
-    return copies[stream]
+        copies[device.index, stream] = reserve.of(device).copied(table, stream)
+    return copies[device.index, stream]
+
+
+# tables that CUDA graphs read at each replay; they stay, since nobody says when a graph ends
+OF_GRAPHS: dict[int, Tensor] = {}
 
 
 def _in_graph(device: torch.device, table: Tensor, copies: dict[Any, Tensor]) -> Tensor:
     """Return a table for a CUDA graph: a copy made before, or one that the graph makes at each replay."""
-    for (index, _), copy in copies.items():
+    OF_GRAPHS[id(table)] = table
+    for (index, _), copy in list(copies.items()):
         if index == device.index and copy.is_cuda:
             return copy  # work of other streams ends before a capture begins
     pinned = copies.setdefault((device.index, "pinned"), table.pin_memory())

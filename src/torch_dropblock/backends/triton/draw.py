@@ -8,33 +8,14 @@ launches.
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
+from .seeds import PHI, bounds, counts, divided, mix, places, quotient, streams_between, unit_of
+
 # `counted` holds two numbers: the programs that have counted (bits 40 and up) and the units they counted (below).
 ONE_PROGRAM = tl.constexpr(1 << 40)
-PHI = tl.constexpr(0x9E3779B97F4A7C15)
-TO_UNIT = tl.constexpr(2.0**-53)
 
 
 @triton.jit
-def _mix(word):
-    """Mix a uint64 like `keys.mix_`."""
-    word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9
-    word = (word ^ (word >> 27)) * 0x94D049BB133111EB
-    return word ^ (word >> 31)
-
-
-@triton.jit
-def _divided(number, reciprocal):
-    """Return number // divisor, for 0 <= number < 2^31 and `plan.reciprocal(divisor)`.
-
-    A division by a number that is unknown at compilation is many times slower.
-    """
-    doubled = number.to(tl.uint32, bitcast=True) * 2
-    shift = ((reciprocal >> 32) - 1).to(tl.uint32)
-    return (tl.umulhi(doubled, reciprocal.to(tl.uint32)) >> shift).to(tl.int32)
-
-
-@triton.jit
-def _ones(word):
+def ones(word):
     """Count the bits of a uint64 that are 1."""
     word -= (word >> 1) & 0x5555555555555555
     word = (word & 0x3333333333333333) + ((word >> 2) & 0x3333333333333333)
@@ -43,11 +24,13 @@ def _ones(word):
 
 
 @triton.jit
-def _quotient(number, divisor, inverse):
-    """Return number // divisor, for 0 <= number < 2^53 and the bits of 1 / divisor in float64."""
-    quotient = (number.to(tl.float64) * inverse.to(tl.float64, bitcast=True)).to(tl.int64)
-    rest = number - quotient * divisor
-    return quotient + (rest >= divisor).to(tl.int64) - (rest < 0).to(tl.int64)
+def add_count(counted, scale, dropped, units):
+    """Add the dropped units of this program; the last program to do so stores the scale, which is always finite."""
+    before = tl.atomic_add(counted, dropped + ONE_PROGRAM, sem="relaxed")
+    if (before >> 40) == tl.num_programs(0) - 1:
+        kept = units - (before & (ONE_PROGRAM - 1)) - dropped
+        tl.store(scale, units.to(tl.float64) / tl.maximum(kept, 1).to(tl.float64))
+        tl.store(counted, 0)  # for the next call
 
 
 @triton.jit
@@ -55,11 +38,11 @@ def _corners_before(
     unit, plane_units, by_units, plane_positions, area, by_area, row, by_row, valid_rows, valid_columns
 ):
     """Return the number of seed positions before a unit."""
-    plane = _quotient(unit, plane_units, by_units)
+    plane = quotient(unit, plane_units, by_units)
     rest = (unit - plane * plane_units).to(tl.int32)
-    layer = _divided(rest, by_area)
+    layer = divided(rest, by_area)
     rest -= layer * area
-    line = _divided(rest, by_row)
+    line = divided(rest, by_row)
     column = tl.minimum(rest - line * row, valid_columns)
     of_layer = tl.minimum(line * valid_columns + column, valid_rows * valid_columns)
     return plane * plane_positions + tl.minimum(layer * (valid_rows * valid_columns) + of_layer, plane_positions)
@@ -112,10 +95,10 @@ def _grow(bits, extent, stride, chunks, CHUNK: tl.constexpr):
 # The launch parameters change with the shape; with specialisation, Triton would recompile the kernel for each.
 @triton.jit(
     do_not_specialize=[
-        "key", "table", "length", "units", "halo", "own", "chunks", "positions", "group", "by_group", "group_planes",
-        "per_group", "stream_length", "by_length", "plane_positions", "by_positions", "valid_rows", "by_valid_rows",
-        "valid_columns", "by_valid_columns", "plane_units", "by_units", "area", "by_area", "row", "by_row",
-        "layers", "rows", "run",
+        "key", "table", "copy", "length", "units", "halo", "own", "chunks", "positions", "group", "by_group",
+        "group_planes", "per_group", "stream_length", "by_length", "plane_positions", "by_positions", "valid_rows",
+        "by_valid_rows", "valid_columns", "by_valid_columns", "plane_units", "by_units", "area", "by_area", "row",
+        "by_row", "layers", "rows", "run",
     ]
 )  # fmt: skip
 def draw(
@@ -125,6 +108,7 @@ def draw(
     scale,
     key,
     table,
+    copy,
     length,
     units,
     halo,
@@ -153,6 +137,7 @@ def draw(
     rows,
     run,
     COUNT: tl.constexpr,
+    COPY: tl.constexpr,
     ONE_CHUNK: tl.constexpr,
     UNIT: tl.constexpr,
     STREAMS: tl.constexpr,
@@ -164,8 +149,7 @@ def draw(
 
     The seeds are those of `seeds.py`, stream by stream. A seed sets the bits of the first row of its block (`run`),
     and `_grown` or `_grow` adds the other `rows` and `layers`. Blocks lie whole inside their map, so no bit is shifted
-    past the end of a row or a plane. The last program to count stores the scale, the number of units over the number
-    kept. It stays finite if no unit is kept.
+    past the end of a row or a plane.
     """
     program = tl.program_id(0).to(tl.int64)
     base = program * own - halo
@@ -184,64 +168,46 @@ def draw(
     high = _corners_before(
         high, plane_units, by_units, plane_positions, area, by_area, row, by_row, valid_rows, valid_columns
     )
-    first_group = _quotient(low, group, by_group)
-    first_piece = _quotient(low - first_group * group, stream_length, by_length).to(tl.int32)
-    last = tl.maximum(high - 1, 0)
-    last_group = _quotient(last, group, by_group)
-    last_piece = _quotient(last - last_group * group, stream_length, by_length).to(tl.int32)
-    streams = ((last_group - first_group) * per_group).to(tl.int32) + last_piece - first_piece + 1
-    streams = tl.where(high > low, streams, 0)
+    first_group, first_piece, streams = streams_between(low, high, group, by_group, per_group, stream_length, by_length)
     # positions are counted from the first group, units from the first bit
     positions_left = tl.minimum(positions - first_group * group, 0x7FFFFFFF).to(tl.int32)
     origin = (first_group * group_planes * plane_units - base * 64).to(UNIT)
 
-    mixed = _mix(tl.load(key).to(tl.uint64, bitcast=True))
+    mixed = mix(tl.load(key).to(tl.uint64, bitcast=True))
     entry = tl.arange(0, TABLE)
     numbers = tl.load(table).to(tl.int32)
     # entry 0 is not a probability
-    probabilities = tl.where(entry > 0, tl.load(table + entry), 2.0)[None, :]
+    probabilities = tl.where(entry > 0, tl.load(table + entry), 2.0)
+    if COPY:
+        tl.store(copy + entry, tl.load(table + entry), mask=(entry >= 0) & (program == 0))  # of the first program
     halves = bits.to(tl.pointer_type(tl.int32))
     all_ones = tl.full((STREAMS, DRAWS), 0xFFFFFFFF, tl.uint32)
     turn = tl.arange(0, DRAWS)[None, :] + tl.zeros((STREAMS, DRAWS), tl.int32)
     for first in range(0, streams, STREAMS):
         which = first + tl.arange(0, STREAMS)
         stream = first_group * per_group + (first_piece + which).to(tl.int64)
-        stream_base = _mix(mixed + (stream + 1).to(tl.uint64, bitcast=True) * PHI)
-        many = tl.zeros((STREAMS,), tl.int32)
-        for i in range(numbers):
-            word = _mix(stream_base + (which * 0 + i).to(tl.uint64) * PHI)
-            uniform = (word >> 11).to(tl.int64).to(tl.float64) * TO_UNIT
-            many += tl.sum((probabilities <= uniform[:, None]).to(tl.int32), axis=1)
-        many = tl.where(which < streams, many, 0)
-        piece = first_piece + which
-        group_start = piece // per_group * group.to(tl.int32)
-        start = group_start + piece % per_group * stream_length
-        end = tl.minimum(tl.minimum(start + stream_length, group_start + group.to(tl.int32)), positions_left)[:, None]
-        start = start[:, None]
+        stream_base = mix(mixed + (stream + 1).to(tl.uint64, bitcast=True) * PHI)
+        many = tl.where(which < streams, counts(stream_base, numbers, probabilities), 0)
+        start, end = bounds(first_piece + which, group, per_group, stream_length, positions_left)
         for drawn in range(0, tl.max(many, axis=0), DRAWS):
             number = turn + drawn
-            word = _mix(stream_base[:, None] + (number + numbers).to(tl.uint64) * PHI)
-            place = (((word >> 17) * stream_length.to(tl.uint64)) >> 47).to(tl.int32)
-            rest = start + place
-            inside = (number < many[:, None]) & (rest < end)
-            # convert the index of a position to the index of a unit, counted from the first bit
-            planes = _divided(rest, by_positions)
-            rest -= planes * plane_positions
-            line = _divided(rest, by_valid_columns)
-            column = rest - line * valid_columns
-            layer = _divided(line, by_valid_rows)
-            line -= layer * valid_rows
-            unit = origin + planes.to(UNIT) * plane_units.to(UNIT) + (layer * area + line * row + column)
+            position = start[:, None] + places(stream_base[:, None], number + numbers, stream_length)
+            inside = (number < many[:, None]) & (position < end[:, None])
+            planes, in_plane = unit_of(
+                position, plane_positions, by_positions, area, row, valid_rows, by_valid_rows,
+                valid_columns, by_valid_columns,
+            )  # fmt: skip
+            unit = origin + planes.to(UNIT) * plane_units.to(UNIT) + in_plane  # counted from the first bit
             bit = (unit & 31).to(tl.int32)
             for i in range((31 + run + 31) // 32):
                 begin = tl.maximum(bit - 32 * i, 0)
                 bits_here = tl.minimum(bit + run - 32 * i, 32) - begin
-                ones = (all_ones >> (32 - tl.maximum(bits_here, 1)).to(tl.uint32)) << tl.minimum(begin, 31).to(
+                run_here = (all_ones >> (32 - tl.maximum(bits_here, 1)).to(tl.uint32)) << tl.minimum(begin, 31).to(
                     tl.uint32
                 )
                 half = (unit >> 5) + i
                 here_too = inside & (bits_here > 0) & (half >= 2) & (half < 2 * span)
-                tl.atomic_or(halves + half, ones.to(tl.int32, bitcast=True), mask=here_too, sem="relaxed")
+                tl.atomic_or(halves + half, run_here.to(tl.int32, bitcast=True), mask=here_too, sem="relaxed")
 
     if not ONE_CHUNK:
         _grow(bits, rows, row, chunks, CHUNK)
@@ -256,11 +222,6 @@ def draw(
         mine = (at >= halo) & (base + at < length)
         tl.store(words + base + at, word.to(tl.int64, bitcast=True), mask=mine)
         if COUNT:
-            dropped += tl.where(mine, _ones(word), 0)
+            dropped += tl.where(mine, ones(word), 0)
     if COUNT:
-        sum = tl.sum(dropped.to(tl.int64), axis=0)
-        before = tl.atomic_add(counted, sum + ONE_PROGRAM, sem="relaxed")
-        if (before >> 40) == tl.num_programs(0) - 1:
-            kept = units - (before & (ONE_PROGRAM - 1)) - sum
-            tl.store(scale, units.to(tl.float64) / tl.maximum(kept, 1).to(tl.float64))
-            tl.store(counted, 0)  # for the next call
+        add_count(counted, scale, tl.sum(dropped.to(tl.int64), axis=0), units)

@@ -1,7 +1,8 @@
 """Launch the Triton kernels: draw a mask of one bit per unit, then read the input once and write the output once.
 
     keep_prob ── gamma.solve ──> table ─┐   (if only the GPU holds keep_prob)
-    key ────────────────────────────────┴─ draw.draw ──> mask, scale ── apply.apply_* ──> output
+    key ────────────────────────────────┼─ draw.draw ──> mask, scale ── apply.apply_* ──> output
+                                        └─ draw_channels.draw_channels ──> mask, scale     (for compiled code)
 
 docs/kernel.md has the details. If TRITON_INTERPRET=1 is set before Triton is imported, the same code runs on CPU
 tensors, in Triton's interpreter.
@@ -11,9 +12,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton  # type: ignore[import-untyped]
@@ -23,11 +24,13 @@ from torch import Tensor
 from ...core.blocks import Blocks
 from ...core.geometry import Size
 from ...core.seeds import MOST_EXPECTED, MOST_LAM, TABLE
-from .. import sparse
+from .. import packed, sparse
 from . import apply as triton_apply
 from . import draw as triton_draw
+from . import draw_channels as triton_draw_channels
 from . import gamma as triton_gamma
-from .plan import at_most, parts, plan_of
+from . import reserve
+from .plan import at_most, channels_plan_of, parts, plan_of
 from .plan import why_not_of as why_not_of
 from .prepared import Prepared
 
@@ -46,6 +49,7 @@ class Launch:
     streams: int = 4
     draws: int = 16
     words: int = 512
+    words_of_channels: int = 4096
     eights: int = 128
     channels: int = 128
     tasks: int = 64
@@ -53,7 +57,7 @@ class Launch:
 
 INTERPRETED: bool = triton.knobs.runtime.interpret if hasattr(triton, "knobs") else False
 # in the interpreter, a program with thousands of lanes takes no longer than one with a single lane
-LAUNCH = Launch(64, 256, 65536, 65536, 1024, 1024) if INTERPRETED else Launch()
+LAUNCH = Launch(64, 256, 65536, 4096, 65536, 1024, 1024) if INTERPRETED else Launch()
 
 
 @dataclass(frozen=True)
@@ -99,25 +103,42 @@ def _solve(size: Size, block: Size, rate: str, length: int) -> Prepared:
     )
 
 
-def draw(key: Tensor, blocks: Blocks, table: Tensor, *, scale: Tensor | None = None, launch: Launch = LAUNCH) -> Mask:
-    """Draw the mask of a key, and count its scale unless it is known; nothing is read back."""
-    device = key.device
-    prepared, length, scratch_length = _draw(blocks, launch, scale is None)
-    words = torch.empty(length, dtype=torch.int64, device=device)
-    scratch = torch.empty(scratch_length, dtype=torch.int64, device=device)
+def draw(
+    key: Tensor,
+    blocks: Blocks,
+    table: Tensor,
+    *,
+    scale: Tensor | None = None,
+    copy: Tensor | None = None,
+    launch: Launch = LAUNCH,
+) -> Mask:
+    """Draw the mask of a key; nothing is read back.
+
+    Args:
+        key: the key.
+        blocks: where blocks may fall.
+        table: the table of `seeds.table_of`, on the device of the key.
+        scale: the scale, if it is known; otherwise it is counted.
+        copy: memory for a copy of the table; only if the scale is counted.
+        launch: amount of work per program.
+    """
+    prepared, length, scratch_length = _draw(blocks, launch, scale is None, copy is not None)
+    words = torch.empty(length, dtype=torch.int64, device=key.device)
+    scratch = torch.empty(scratch_length, dtype=torch.int64, device=key.device)
     counted = scratch
     if scale is None:
-        counted, scale = _counter(device), torch.empty((), dtype=torch.float64, device=device)
-    prepared(device, words, scratch, counted, scale, key, table)
+        counted, scale = _counter(key.device), torch.empty((), dtype=torch.float64, device=key.device)
+    prepared(key.device, words, scratch, counted, scale, key, table, table if copy is None else copy)
     return Mask(words, scale, blocks)
 
 
-def _draw(blocks: Blocks, launch: Launch, count: bool) -> tuple[Prepared, int, int]:
+def _draw(blocks: Blocks, launch: Launch, count: bool, copy: bool) -> tuple[Prepared, int, int]:
     """Return the kernel that draws, with the lengths of the mask and of its scratch memory in words."""
-    kind = launch, count
+    kind = launch, count, copy
     if kind not in blocks.cache:
         plan = plan_of(blocks, launch.words)
-        constants = {"COUNT": count, "ONE_CHUNK": plan.one_chunk, "UNIT": tl.int64 if plan.wide else tl.int32}
+        constants: dict[str, Any] = {"COUNT": count, "COPY": copy, "ONE_CHUNK": plan.one_chunk}
+        constants["UNIT"] = tl.int64 if plan.wide else tl.int32
         constants |= {"STREAMS": launch.streams, "DRAWS": launch.draws, "CHUNK": plan.chunk, "TABLE": TABLE}
         warps = max(launch.streams * launch.draws // 32, 1)
         numbers = tuple(plan.parameters.values())
@@ -127,24 +148,50 @@ def _draw(blocks: Blocks, launch: Launch, count: bool) -> tuple[Prepared, int, i
     return kernel
 
 
-# counters of a device that are taken in turn, since several streams may draw at the same time
-COUNTERS = 4096
+def draw_channels(
+    key: Tensor,
+    blocks: Blocks,
+    table: Tensor,
+    *,
+    scale: Tensor | None = None,
+    copy: Tensor | None = None,
+    launch: Launch = LAUNCH,
+) -> tuple[Tensor, Tensor]:
+    """Draw like `draw`, with 32 channels to a word: int32 of shape (N, *size, ⌈C / 32⌉), and the scale."""
+    prepared = _draw_channels(blocks, launch, scale is None, copy is not None)
+    if prepared is None:
+        mask = draw(key, blocks, table, scale=scale, copy=copy, launch=launch)
+        return channels_inside(mask), mask.scale
+    words = torch.empty(packed.shape(blocks.own_lead, blocks.size, "channels"), dtype=torch.int32, device=key.device)
+    counted = words
+    if scale is None:
+        counted, scale = _counter(key.device), torch.empty((), dtype=torch.float64, device=key.device)
+    prepared(key.device, words, counted, scale, key, table, table if copy is None else copy)
+    return words, scale
+
+
+def _draw_channels(blocks: Blocks, launch: Launch, count: bool, copy: bool) -> Prepared | None:
+    """Return the kernel that draws 32 channels to a word, None if the maps are too large for one program."""
+    kind = "channels", launch, count, copy
+    if kind not in blocks.cache:
+        plan = channels_plan_of(blocks, launch.words_of_channels)
+        blocks.cache[kind] = None
+        if plan is not None:
+            warps = min(max(plan.chunk // 512, 2), 8)
+            constants: dict[str, Any] = {"COUNT": count, "COPY": copy, "STREAMS": launch.streams * warps // 2}
+            constants |= {"DRAWS": launch.draws, "WIDTH": plan.width, "CHUNK": plan.chunk, "TABLE": TABLE}
+            numbers = tuple(plan.parameters.values())
+            kernel = triton_draw_channels.draw_channels
+            blocks.cache[kind] = Prepared(kernel, plan.programs, numbers, constants, num_warps=warps)
+    prepared: Prepared | None = blocks.cache[kind]
+    return prepared
 
 
 def _counter(device: torch.device) -> Tensor:
     """Return a counter that is 0; the kernel sets it to 0 again."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return torch.zeros(1, dtype=torch.int64, device=device)  # the graph may run at any time
-    return next(_counters(device))
-
-
-@lru_cache
-def _counters(device: torch.device) -> Iterator[Tensor]:
-    with torch.inference_mode(False):
-        counters = torch.zeros(COUNTERS, dtype=torch.int64, device=device)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)  # once; the next stream may be another
-    return itertools.cycle(counters.unbind())
+    return next(reserve.of(device).counters)
 
 
 def apply(input: Tensor, output: Tensor, mask: Mask, *, launch: Launch = LAUNCH) -> None:

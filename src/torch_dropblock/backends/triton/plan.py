@@ -1,6 +1,6 @@
-"""Launch parameters of the drawing kernel, computed once per shape and block.
+"""Launch parameters of the two drawing kernels, computed once per shape and block.
 
-The kernel's programs divide the words of the mask, 64 units each, among them. A program handles its own words and the
+The programs of `draw` divide the words of the mask, 64 units each, among them. A program handles its own words and the
 halo: the words before them, from which blocks may reach in. It draws the streams whose seeds may set bits in either.
 """
 
@@ -15,6 +15,9 @@ from ...core.geometry import Size, valid_region
 
 # The kernel counts positions within a plane and within a stream in 32 bits.
 MOST_UNITS_OF_A_PLANE = 1 << 30
+
+# The kernels count their programs in 23 bits.
+MOST_PROGRAMS = 1 << 23
 
 # row of a block, in units, above which it is not set word by word
 LONG_ROW = 128
@@ -72,8 +75,8 @@ def _plan(blocks: Blocks, words: int) -> Plan:
     before, behind = (pad[1:], pad[:1]) if blocks.block[-1] > LONG_ROW else (pad, ())
     size, block = before + blocks.size + behind, before + blocks.block + behind
     valid = valid_region(size, block)
-    plane, positions, area, row = math.prod(size), math.prod(valid), size[1] * size[2], size[2]
-    length, streams = parts(blocks.units, 64), blocks.streams
+    plane, area, row = math.prod(size), size[1] * size[2], size[2]
+    length = parts(blocks.units, 64)
     # words that blocks reach back, and one that stays empty
     halo = parts((block[0] - 1) * area + (block[1] - 1) * row, 64) + 1
     chunk = at_most(words, length)
@@ -90,6 +93,26 @@ def _plan(blocks: Blocks, words: int) -> Plan:
         "halo": halo,
         "own": own,
         "chunks": chunks,
+        **_of_seeds(blocks, valid),
+        "plane_units": plane,
+        "by_units": inverse(plane),
+        "area": area,
+        "by_area": reciprocal(area),
+        "row": row,
+        "by_row": reciprocal(row),
+        "layers": block[0],
+        "rows": block[1],
+        "run": block[2],
+    }
+    # the last unit that a program's streams may reach, counted from its first
+    furthest = (blocks.streams.group // math.prod(valid) + 2) * plane + 64 * chunks * chunk
+    return Plan(length, programs, chunk, chunks == 1, programs * chunks * chunk, furthest >= 1 << 31, parameters)
+
+
+def _of_seeds(blocks: Blocks, valid: Size) -> dict[str, int]:
+    """Return the parameters by which a kernel draws seeds, for a valid seed region in three dimensions."""
+    streams, positions = blocks.streams, math.prod(valid)
+    return {
         "positions": blocks.positions,
         "group": streams.group,
         "by_group": inverse(streams.group),
@@ -103,19 +126,55 @@ def _plan(blocks: Blocks, words: int) -> Plan:
         "by_valid_rows": reciprocal(valid[1]),
         "valid_columns": valid[2],
         "by_valid_columns": reciprocal(valid[2]),
+    }
+
+
+@dataclass(frozen=True)
+class ChannelsPlan:
+    """Launch parameters of the kernel that draws 32 channels to a word.
+
+    Attributes:
+        programs: number of programs.
+        width: words of a unit that a program makes.
+        chunk: words that a program holds.
+        parameters: the kernel's integer parameters by name.
+    """
+
+    programs: int
+    width: int
+    chunk: int
+    parameters: dict[str, int]
+
+
+def channels_plan_of(blocks: Blocks, words: int) -> ChannelsPlan | None:
+    """Return the plan for programs that hold at most `words` words, None for larger maps and for too many samples."""
+    plane = math.prod(blocks.size)
+    if plane > words:
+        return None
+    pad = (1,) * (3 - len(blocks.size))
+    size, block, valid = pad + blocks.size, pad + blocks.block, pad + blocks.valid
+    samples, channels = math.prod(blocks.own_lead[:-1]), blocks.own_lead[-1]
+    columns = parts(channels, 32)
+    # memory transfers 8 words at once; there are fewer, if programs would be too few
+    width = 1
+    for wider in (2, 4, 8):
+        if wider // 2 < columns and wider * plane <= words and samples * parts(columns, wider) >= ENOUGH_PROGRAMS:
+            width = wider
+    parameters = {
+        "units": blocks.units,
+        "channels": channels,
+        "columns": columns,
+        "parts": parts(columns, width),
+        **_of_seeds(blocks, valid),
         "plane_units": plane,
-        "by_units": inverse(plane),
-        "area": area,
-        "by_area": reciprocal(area),
-        "row": row,
-        "by_row": reciprocal(row),
+        "area": size[1] * size[2],
+        "row": size[2],
         "layers": block[0],
         "rows": block[1],
         "run": block[2],
     }
-    # the last unit that a program's streams may reach, counted from its first
-    furthest = (streams.group // positions + 2) * plane + 64 * chunks * chunk
-    return Plan(length, programs, chunk, chunks == 1, programs * chunks * chunk, furthest >= 1 << 31, parameters)
+    programs, chunk = samples * parts(columns, width), 1 << (width * plane - 1).bit_length()
+    return ChannelsPlan(programs, width, chunk, parameters) if programs < MOST_PROGRAMS else None
 
 
 def reciprocal(divisor: int) -> int:

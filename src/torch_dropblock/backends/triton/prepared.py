@@ -6,8 +6,6 @@ launch itself. Here it happens once for each set of numbers.
 
 from __future__ import annotations
 
-import contextlib
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -34,26 +32,19 @@ class Prepared:
         self.kernel, self.grid, self.options = kernel, (programs, 1, 1), options
         self.numbers, self.constants = numbers, constants
         self.rest = (*numbers, *constants.values())
-        self.compiled: dict[Any, Any] = {}
+        self.launches: dict[Any, Any] = {}
 
     def __call__(self, device: torch.device, *tensors: Tensor, kind: Any = None) -> None:
-        with _current(device):
-            compiled = self.compiled.get((device.index, kind))
-            if compiled is None:
-                self.compiled[device.index, kind] = self.first(*tensors)
-            else:
-                compiled[self.grid](*tensors, *self.rest)
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):  # Triton launches on the current one
+                return self(device, *tensors, kind=kind)
+        launch = self.launches.get((device.index, kind))
+        if launch is not None:
+            launch(*tensors, *self.rest)
+        elif (compiled := self.first(*tensors)) is not None:
+            self.launches[device.index, kind] = compiled[self.grid]
+        return None
 
     def first(self, *tensors: Tensor) -> Any:
         """Launch through Triton, and return the compiled kernel; None in the interpreter, which compiles nothing."""
         return self.kernel[self.grid](*tensors, *self.numbers, **self.constants, **self.options)
-
-
-def _current(device: torch.device) -> AbstractContextManager[Any]:
-    """Make a CUDA device the current one, on which Triton launches."""
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        return _NOTHING
-    return torch.cuda.device(device)
-
-
-_NOTHING = contextlib.nullcontext()
