@@ -33,7 +33,7 @@ pytestmark = MARKS
         ((2, 300), (14, 14), (7, 7), 0.9),  # channels that several programs divide, the last with fewer
     ],
 )
-@pytest.mark.parametrize("enough_programs", [1, triton_plan.ENOUGH_PROGRAMS])
+@pytest.mark.parametrize("enough_programs", [1, pytest.param(triton_plan.ENOUGH_PROGRAMS, marks=pytest.mark.sweep)])
 def test_words_of_channels_have_the_mask_of_the_oracle(lead, size, block, keep_prob, enough_programs, monkeypatch):
     monkeypatch.setattr(triton_plan, "ENOUGH_PROGRAMS", enough_programs)
     Blocks.of.cache_clear()  # they keep plans
