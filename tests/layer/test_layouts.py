@@ -64,6 +64,7 @@ def test_dtypes_unbatched_and_strided(dtype):
                        drop_block2d(x[..., ::2].contiguous(), 3, layout="channels_last", **OPTIONS))  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch.*")  # of the compiler of PyTorch 2.8
 @pytest.mark.parametrize(
     ("dims", "layout", "shape", "prefix"),
     [(1, "channels_last", (2, 60, 5), 0), (2, "channels_last", (2, 14, 12, 5), 0), (2, "tokens", (2, 199, 5), 3)],

@@ -195,14 +195,12 @@ class DropBlockNd(nn.Module):
         if not training:
             return input
         keep_prob: float | Tensor
-        sizes = self._sizes
-        if torch.compiler.is_compiling():  # PyTorch 2.8 would recompile for a float that is only read
+        if torch.compiler.is_compiling():  # PyTorch 2.8 would recompile for a value that is only read
             self._keep_prob_at(input.device)
             keep_prob, record = self._keep_prob_tensor, None
-            if self._own_block is not None:
-                sizes = self._own_block[1]
+            sizes = self._sizes if self._own_block is None else self._own_block[1]
         else:
-            keep_prob, record = self._keep_prob, self.record
+            keep_prob, record, sizes = self._keep_prob, self.record, self._sizes
         return drop_laid_out(
             input,
             self.layout,
