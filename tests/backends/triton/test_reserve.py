@@ -1,6 +1,8 @@
 """Memory of a device that lives as long as the process."""
 
 import gc
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from torch_dropblock.backends import triton
 from torch_dropblock.backends.triton import reserve
 
 CPU = torch.device("cpu")
@@ -82,6 +85,17 @@ def test_the_memory_is_plain_whatever_traces_the_call(trace):
         assert not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     assert next(memory.counters).item() == 0
     next(memory.counters).add_(1)
+
+
+def test_a_table_that_a_cuda_graph_reads_never_ends(monkeypatch):
+    """The graph reads its copy at each replay, whatever the host has forgotten by then."""
+    monkeypatch.setattr(triton, "OF_GRAPHS", {})
+    read, copy = table(1.0), SimpleNamespace(is_cuda=True)
+    assert triton._in_graph(torch.device("cuda", 0), read, {(0, 7): copy}) is copy
+    ended = weakref.ref(read)
+    del read
+    gc.collect()
+    assert ended() is not None
 
 
 def test_a_device_has_one():

@@ -125,9 +125,7 @@ def draw(
     prepared, length, scratch_length = _draw(blocks, launch, scale is None, copy is not None)
     words = torch.empty(length, dtype=torch.int64, device=key.device)
     scratch = torch.empty(scratch_length, dtype=torch.int64, device=key.device)
-    counted = scratch
-    if scale is None:
-        counted, scale = _counter(key.device), torch.empty((), dtype=torch.float64, device=key.device)
+    counted, scale = (scratch, scale) if scale is not None else _counted_scale(key.device)
     prepared(key.device, words, scratch, counted, scale, key, table, table if copy is None else copy)
     return Mask(words, scale, blocks)
 
@@ -163,9 +161,7 @@ def draw_channels(
         mask = draw(key, blocks, table, scale=scale, copy=copy, launch=launch)
         return channels_inside(mask), mask.scale
     words = torch.empty(packed.shape(blocks.own_lead, blocks.size, "channels"), dtype=torch.int32, device=key.device)
-    counted = words
-    if scale is None:
-        counted, scale = _counter(key.device), torch.empty((), dtype=torch.float64, device=key.device)
+    counted, scale = (words, scale) if scale is not None else _counted_scale(key.device)
     prepared(key.device, words, counted, scale, key, table, table if copy is None else copy)
     return words, scale
 
@@ -185,6 +181,11 @@ def _draw_channels(blocks: Blocks, launch: Launch, count: bool, copy: bool) -> P
             blocks.cache[kind] = Prepared(kernel, plan.programs, numbers, constants, num_warps=warps)
     prepared: Prepared | None = blocks.cache[kind]
     return prepared
+
+
+def _counted_scale(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return a counter, and memory for the scale that a kernel makes of the count."""
+    return _counter(device), torch.empty((), dtype=torch.float64, device=device)
 
 
 def _counter(device: torch.device) -> Tensor:
